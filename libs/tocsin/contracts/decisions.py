@@ -1,0 +1,154 @@
+"""Epochs, proposals, ballots, votes and what is announced of a decision.
+
+The rules are in ``consensus.md`` of the design and in tocsin.consensus; these are only the shapes. Every
+step is the body of an envelope of class *evidence*: the envelope's signature is the step's signature.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tocsin.contracts.base import Digest, Message, MessageId, Name, Nanoseconds, Text
+from tocsin.contracts.response import Command
+
+MAX_PARTICIPANTS = 4096
+MIN_PARTICIPANTS = 3
+MAX_OPTIONS = 8
+
+Count = Annotated[int, Field(ge=0, le=MAX_PARTICIPANTS)]
+Round = Annotated[int, Field(ge=1, le=10)]
+View = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Participant(Message):
+    """One seat: an agent or a consensus instance, and the one key that speaks for it in this epoch."""
+
+    sender: Annotated[str, Field(max_length=512)]
+    key_id: Digest
+    algorithm: Annotated[int, Field(ge=1, le=3)]
+
+
+class Epoch(Message):
+    """Who decides, and by which numbers. Epoch 0 is signed by the root."""
+
+    number: Annotated[int, Field(ge=0, le=2**32)]
+    previous: Digest | None
+    trust_domain: Annotated[str, Field(max_length=253)]
+    participants: Annotated[
+        tuple[Participant, ...], Field(min_length=MIN_PARTICIPANTS, max_length=MAX_PARTICIPANTS)
+    ]
+    instances: Annotated[tuple[Participant, ...], Field(min_length=1, max_length=64)]
+    tolerated_faults: Count
+    """f = (n - 1) // 3."""
+    quorum: Count
+    """q = max(2 * n // 3 + 1, (67 * n + 99) // 100)."""
+    instance_quorum: Annotated[int, Field(ge=1, le=64)]
+    """Q = 2 * m // 3 + 1."""
+    created_ns: Nanoseconds
+
+
+class EpochInstalled(Message):
+    """A consensus instance has taken the epoch."""
+
+    epoch: Digest
+    """Leaf hash of the epoch record's content."""
+    participants: Count
+    quorum: Count
+    byzantine_tolerant: bool
+    """False where one key holds more than f seats, or f = 0."""
+    why_not: Text = ""
+
+
+class Option(Message):
+    """One thing that can be decided."""
+
+    name: Name
+    command: Command | None
+    """None: do nothing."""
+    text: Text
+
+
+class Proposal(Message):
+    """Shall we do X about Y. Its id is the leaf hash of the envelope's content that carries it."""
+
+    epoch: Digest
+    workflow: MessageId
+    subject: Text
+    evidence: Annotated[tuple[Text, ...], Field(max_length=32)]
+    assessment: Digest
+    """SHA-256 of the assessment's body, as it was announced."""
+    options: Annotated[tuple[Option, ...], Field(min_length=2, max_length=MAX_OPTIONS)]
+    deadline_ms: Annotated[int, Field(ge=100, le=600_000)]
+
+
+class Choice(StrEnum):
+    """The kinds of ballot."""
+
+    OPTION = "option"
+    ABSTAIN = "abstain"
+
+
+class Ballot(Message):
+    """One agent's signed choice in one round."""
+
+    epoch: Digest
+    decision: Digest
+    round: Round
+    choice: Choice
+    option: Annotated[int, Field(ge=0, lt=MAX_OPTIONS)] | None
+    """Index into the proposal's options, for choice ``option``."""
+    value: Digest
+    """H(choice): SHA-256 of the option's canonical bytes, or of the word abstain."""
+    reason: Text = ""
+
+
+class Step(StrEnum):
+    """The steps of a slot."""
+
+    PROPOSE = "propose"
+    VOTE1 = "vote1"
+    VOTE2 = "vote2"
+
+
+class Vote(Message):
+    """One consensus instance's step in a slot."""
+
+    step: Step
+    epoch: Digest
+    decision: Digest
+    round: Round
+    view: View
+    value: Digest
+
+
+class Outcome(StrEnum):
+    """How a decision ended."""
+
+    DECIDED = "decided"
+    CLOSED = "closed"
+
+
+class DecisionAnnounced(Message):
+    """A decision ended: subject ``consensus.decision.<id>``, stream DECISIONS."""
+
+    decision: Digest
+    epoch: Digest
+    outcome: Outcome
+    why: Text
+    option: Option | None
+    certificate: Digest | None
+    """SHA-256 of the certificate's bytes."""
+    certificate_bytes: Annotated[int, Field(ge=0)]
+    object_name: Annotated[str, Field(max_length=80)] | None
+    """Name in the object store CERTIFICATES."""
+    round: Round
+    participants: Count
+    quorum: Count
+    ballots_for: Count
+    ballots_received: Count
+    missing: Annotated[tuple[Name, ...], Field(max_length=MAX_PARTICIPANTS)]
+    """Participants whose ballot had not arrived when the outcome was reached."""
+    elapsed_ms: Annotated[float, Field(ge=0)]

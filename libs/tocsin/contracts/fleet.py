@@ -1,0 +1,89 @@
+"""Agents and hosts: enrolment, heartbeats, the roster."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tocsin.contracts.base import Digest, Message, Name, Nanoseconds
+from tocsin.contracts.identifiers import Role
+
+MAX_AGENTS_PER_HOST = 1024
+
+
+class AgentSpec(Message):
+    """An agent that a host wants to carry."""
+
+    name: Name
+    role: Role
+
+
+class EnrolRequest(Message):
+    """A host asks for a certificate; signed by the key that it brings.
+
+    ``mac`` is HMAC-SHA-256(token, b"tocsin/enrol/1" || token_id || public_key || msgpack of host and
+    agents): the token itself never travels.
+    """
+
+    host: Name
+    agents: Annotated[tuple[AgentSpec, ...], Field(min_length=1, max_length=MAX_AGENTS_PER_HOST)]
+    algorithm: Annotated[int, Field(ge=1, le=3)]
+    public_key: Annotated[bytes, Field(min_length=1312, max_length=2592)]
+    token_id: Name
+    mac: Digest
+
+
+class Enrolled(Message):
+    """The host's certificate chain: leaf first, without the root, DER."""
+
+    chain: Annotated[
+        tuple[Annotated[bytes, Field(max_length=262_144)], ...], Field(min_length=1, max_length=4)
+    ]
+
+
+class AgentState(StrEnum):
+    """Health of an agent as fleet sees it."""
+
+    HEALTHY = "healthy"
+    SILENT = "silent"
+
+
+class AgentRecord(Message):
+    """Value of the ``agents`` bucket: one enrolled agent."""
+
+    name: Name
+    role: Role
+    host: Name
+    key_id: Digest
+    enrolled_ns: Nanoseconds
+
+
+class RosterRequest(Message):
+    """Ask for all agents."""
+
+
+class RosterEntry(Message):
+    """An agent and how it is."""
+
+    agent: AgentRecord
+    state: AgentState
+    last_seen_ns: Nanoseconds | None
+
+
+class Roster(Message):
+    """All enrolled agents."""
+
+    entries: Annotated[tuple[RosterEntry, ...], Field(max_length=16_384)]
+
+
+class Heartbeat(Message):
+    """A host says that its agents live: many agents in one."""
+
+    host: Name
+    agents: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_AGENTS_PER_HOST)]
+    handled: Annotated[int, Field(ge=0)]
+    """Messages that the host's agents have handled since its start."""
+    failed: Annotated[int, Field(ge=0)]
+    """Handlers of agents that raised."""
