@@ -1,0 +1,1 @@
+"""Models of every message, the catalogue of subjects, identities and errors. Imports nothing of Tocsin."""

@@ -38,9 +38,7 @@ class EnrolRequest(Message):
 class Enrolled(Message):
     """The host's certificate chain: leaf first, without the root, DER."""
 
-    chain: Annotated[
-        tuple[Annotated[bytes, Field(max_length=262_144)], ...], Field(min_length=1, max_length=4)
-    ]
+    chain: Annotated[tuple[Annotated[bytes, Field(max_length=262_144)], ...], Field(min_length=1, max_length=4)]
 
 
 class AgentState(StrEnum):

@@ -49,7 +49,7 @@ class AllocationRequest(Message):
 
 
 class QpuScore(Message):
-    """The composite score of one QPU: 0.3 performance + 0.25 availability + 0.25 coherence + 0.2 connectivity."""
+    """One QPU: 0.3 performance + 0.25 availability + 0.25 coherence + 0.2 connectivity = composite."""
 
     qpu: Name
     performance: Probability
