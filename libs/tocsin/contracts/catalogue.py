@@ -9,7 +9,7 @@ its answer. ``docs/reference/subjects.md`` is generated from here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -120,7 +120,7 @@ class Subject:
         """Largest envelope on these subjects."""
         return max(t.max_bytes for t in self.types)
 
-    def audience_at(self, tokens: dict[str, str]) -> str | None:
+    def audience_at(self, tokens: Mapping[str, str]) -> str | None:
         """Return the one admissible audience for these tokens; None where a wildcard stands."""
         if self.audience in {ANY_AUDIENCE, READER_AUDIENCE}:
             return None
@@ -184,7 +184,7 @@ class Request(Generic[Q_co, R_co]):
         )
         server = senders(self.service) if self.server_kind is Kind.SERVICE else senders(*Role)
         answer: MessageType[R_co] = MessageType(
-            f"{self.verb}.reply", self.answer, MessageClass.LIVE, server, 1024 * KIB, doc=self.doc
+            f"{self.verb}.reply", self.answer, MessageClass.LIVE, server, 900 * KIB, doc=self.doc
         )
         audience = f"service.{self.service.value}" if self.server_kind is Kind.SERVICE else "agent.{agent}"
         name = self.verb.upper().replace(".", "_")
@@ -339,15 +339,6 @@ HEARTBEAT = Subject(
 
 # --- Decisions ----------------------------------------------------------------------------------
 
-EPOCH = MessageType(
-    "epoch",
-    decisions.Epoch,
-    MessageClass.EVIDENCE,
-    senders(Kind.AUTHORITY),
-    2 * MIB,
-    0,
-    "Who decides, and by which numbers.",
-)
 BALLOT = MessageType(
     "ballot", decisions.Ballot, MessageClass.EVIDENCE, senders(*Role), 16 * KIB, 0, "One agent's choice."
 )
@@ -483,10 +474,16 @@ EVENT_ASSESSMENT = _event(
 EVENT_ACTUATION = _event(
     "agent.actuation", response.Actuation, senders(Role.GUARDIAN), "What a guardian's actuator did."
 )
+EVENT_SENSOR = _event(
+    "agent.sensor",
+    observations.SensorReady,
+    senders(Role.DECEPTION, Role.CANARY),
+    "A honeypot or canary listens.",
+)
 EVENT = Subject(
     "EVENT",
     "event.{service}.{kind}",
-    (EVENT_DELIVERY, EVENT_REFUSAL, EVENT_STAGE, EVENT_ASSESSMENT, EVENT_ACTUATION),
+    (EVENT_DELIVERY, EVENT_REFUSAL, EVENT_STAGE, EVENT_ASSESSMENT, EVENT_ACTUATION, EVENT_SENSOR),
     EVENT_AUDIENCE,
     "Facts: what a SIEM, a dashboard or a script subscribes to.",
     stream="EVENTS",
@@ -528,7 +525,7 @@ AUDIT = Subject(
 _S = ServiceName
 OPERATORS = senders(_S.CLI, _S.GATEWAY, _S.MONITOR)
 
-PING = {
+PING: dict[ServiceName, Request[operations.PingRequest, operations.Pong]] = {
     service: Request(
         f"{service.value}.ping",
         operations.PingRequest,
@@ -554,7 +551,7 @@ FLEET_ENROL = Request(
     fleet.EnrolRequest,
     fleet.Enrolled,
     _S.FLEET,
-    senders(Kind.HOST),
+    senders(Kind.HOST, Kind.AGENT),
     message_class=MessageClass.ENROL,
     doc="A host asks for its certificate.",
 )
@@ -572,9 +569,17 @@ CONSENSUS_EPOCH = Request(
     decisions.EpochInstalled,
     _S.CONSENSUS,
     senders(Kind.AUTHORITY),
-    2 * MIB,
+    900 * KIB,
     message_class=MessageClass.EVIDENCE,
     doc="Install an epoch that the root signed.",
+)
+CONSENSUS_EPOCHS = Subject(
+    "CONSENSUS_EPOCHS",
+    "consensus.epochs.{number}",
+    (CONSENSUS_EPOCH.request_type,),
+    "service.consensus",
+    "The root's epoch records as they were installed, for whoever ballots or verifies.",
+    stream="DECISIONS",
 )
 QPU_LIST = Request(
     "qpu.list", quantum.QpuListRequest, quantum.QpuList, _S.QPU_MANAGER, OPERATORS, doc="All QPUs."
@@ -661,6 +666,7 @@ SUBJECTS: tuple[Subject, ...] = (
     CONSENSUS_BALLOT,
     CONSENSUS_VOTE,
     CONSENSUS_DECISION,
+    CONSENSUS_EPOCHS,
     WORK,
     QPU_JOB,
     RESULT,
@@ -672,7 +678,14 @@ SUBJECTS: tuple[Subject, ...] = (
 
 STREAMS = (
     Stream("ALERTS", ("alert.>",), "limits", 86_400, 256 * MIB, "Emergencies, for agents that missed one."),
-    Stream("DECISIONS", ("consensus.decision.>",), "limits", 0, 1024 * MIB, "Announcements of decisions."),
+    Stream(
+        "DECISIONS",
+        ("consensus.decision.>", "consensus.epochs.>"),
+        "limits",
+        0,
+        1024 * MIB,
+        "Announcements of decisions, and epochs.",
+    ),
     Stream("EVENTS", ("event.>",), "limits", 7 * 86_400, 1024 * MIB, "Facts for the outside."),
     Stream("AUDIT", ("audit.>",), "limits", 30 * 86_400, 1024 * MIB, "The audit trail."),
     Stream("WORK", ("work.>",), "workqueue", 3_600, 512 * MIB, "Classical operations."),

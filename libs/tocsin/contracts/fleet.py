@@ -23,14 +23,16 @@ class AgentSpec(Message):
 class EnrolRequest(Message):
     """A host asks for a certificate; signed by the key that it brings.
 
-    ``mac`` is HMAC-SHA-256(token, b"tocsin/enrol/1" || token_id || public_key || msgpack of host and
-    agents): the token itself never travels.
+    ``mac`` is HMAC-SHA-256 under the token, see :func:`tocsin.bus.enrolment.enrol_mac`: the token itself
+    never travels.
     """
 
     host: Name
     agents: Annotated[tuple[AgentSpec, ...], Field(min_length=1, max_length=MAX_AGENTS_PER_HOST)]
     algorithm: Annotated[int, Field(ge=1, le=3)]
     public_key: Annotated[bytes, Field(min_length=1312, max_length=2592)]
+    names_host: bool = True
+    """Whether the certificate names the host too. False for a key of one agent alone: an admin never shares."""
     token_id: Name
     mac: Digest
 

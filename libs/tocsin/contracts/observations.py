@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from math import log10
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tocsin.contracts.base import Address, Message, MessageId, Port, Probability, Text
+from tocsin.contracts.base import Address, Message, MessageId, Name, Port, Probability, Text
 
 MAX_FLOWS_PER_BATCH = 256
 """Keeps a batch of observations below 128 KB on the wire."""
@@ -102,11 +103,25 @@ class WindowFeatures(Message):
     """Share of the connections that were rejected, unanswered or reset."""
     interval_regularity: Probability
     """1 / (1 + coefficient of variation) of the intervals between connections to the busiest (peer, port);
-    0 with fewer than four of them."""
+    0 with fewer than four of them. Retries of one five-tuple count as one connection here."""
     port_concentration: Probability
     """Share of the connections that go to the busiest (peer, port)."""
     bytes_sent: Annotated[int, Field(ge=0)]
     bytes_received: Annotated[int, Field(ge=0)]
+
+    @property
+    def vector(self) -> tuple[float, ...]:
+        """The values in the order of :data:`FEATURES`; bytes as log10(1 + bytes)."""
+        return (
+            float(self.connections),
+            float(self.distinct_ports),
+            float(self.distinct_peers),
+            self.rejected_share,
+            self.interval_regularity,
+            self.port_concentration,
+            log10(1 + self.bytes_sent),
+            log10(1 + self.bytes_received),
+        )
 
 
 class Technique(Message):
@@ -154,3 +169,13 @@ class Incident(Message):
     related: Annotated[tuple[Finding, ...], Field(max_length=32)] = ()
     alerts: Annotated[tuple[MessageId, ...], Field(max_length=64)]
     """Ids of the threat alerts that led here."""
+
+
+class SensorReady(Message):
+    """A deception agent's honeypot, or a canary's socket, listens: event ``agent.sensor``."""
+
+    agent: Name
+    address: Address
+    port: Port
+    imitates: Annotated[str, Field(max_length=32)]
+    """The service that it pretends to be, e.g. ``ssh``."""

@@ -1,0 +1,42 @@
+"""The bus: envelopes, the connection, streams and records, and the harness that services are made of.
+
+Only this package imports the NATS client. The way in is :class:`~tocsin.bus.client.Bus`; services derive from
+:class:`~tocsin.bus.service.Service`.
+"""
+
+from tocsin.bus.broker import Broker
+from tocsin.bus.client import Bus, Sent
+from tocsin.bus.credentials import Credentials
+from tocsin.bus.opener import Arrival, Context, Opener
+from tocsin.bus.provision import provision
+from tocsin.bus.service import (
+    Service,
+    consumes,
+    handles,
+    read_settings,
+    run_guarded,
+    run_service,
+    stop_on_signal,
+    subscribes,
+)
+from tocsin.bus.settings import BusSettings
+
+__all__ = [
+    "Arrival",
+    "Broker",
+    "Bus",
+    "BusSettings",
+    "Context",
+    "Credentials",
+    "Opener",
+    "Sent",
+    "Service",
+    "consumes",
+    "handles",
+    "provision",
+    "read_settings",
+    "run_guarded",
+    "run_service",
+    "stop_on_signal",
+    "subscribes",
+]

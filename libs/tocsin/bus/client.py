@@ -1,0 +1,599 @@
+"""The bus: the one way in and out of a process.
+
+    async with Bus(settings, credentials, metrics) as bus:
+        await bus.publish(EVENT, EVENT_STAGE, stage, service="workflow", kind="stage", audience="event")
+        placement = await bus.request(BALANCER_PLACE, operation, timeout_s=0.5)
+        await bus.subscribe(HEARTBEAT, self.on_heartbeat)
+
+What goes out is a model made into an envelope by the batch signer; what comes in has passed all twelve
+steps of :mod:`tocsin.bus.opener` before a handler sees it. Rejections are counted and audited, with their
+reason and never their body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Any, Self, TypeAlias, TypeVar, cast
+
+import nats.errors
+import nats.js.errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import api
+
+from tocsin.bus.audit import RejectionLog
+from tocsin.bus.connection import Connection, translate
+from tocsin.bus.consumer import Consumer
+from tocsin.bus.credentials import Credentials
+from tocsin.bus.envelope import encode_body, encode_content, make_content
+from tocsin.bus.identities import IdentityDirectory
+from tocsin.bus.intake import Handler, Intake
+from tocsin.bus.opener import Arrival, Context, Opener
+from tocsin.bus.records import Records
+from tocsin.bus.requests import Replies, error_reply
+from tocsin.bus.settings import BusSettings
+from tocsin.bus.signing import BatchSigner
+from tocsin.contracts.base import Message
+from tocsin.contracts.catalogue import (
+    AUDIT,
+    AUDIT_REJECTED,
+    CERTIFICATES,
+    EVENT,
+    METRICS,
+    METRICS_TYPE,
+    Bucket,
+    MessageType,
+    Request,
+    Subject,
+)
+from tocsin.contracts.errors import (
+    ConflictError,
+    DeniedError,
+    InvalidInputError,
+    TocsinError,
+    UnavailableError,
+)
+from tocsin.contracts.identifiers import Priority, SpiffeId
+from tocsin.contracts.operations import MetricsSnapshot
+from tocsin.crypto import LocalKey, TrustStore, leaf_hash, select_backend
+from tocsin.telemetry import Metrics, get_logger
+
+M = TypeVar("M", bound=Message)
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
+
+Tokens: TypeAlias = Mapping[str, str]
+"""The tokens of a subject, by name."""
+NO_TOKENS: Tokens = MappingProxyType({})
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What was sent: enough to recognise answers and receipts."""
+
+    id: bytes
+    leaf: bytes
+    data: bytes
+    issued_at: int
+
+
+class Bus:
+    """One process's bus. Use with ``async with``; the constructor does not connect."""
+
+    def __init__(self, settings: BusSettings, credentials: Credentials, metrics: Metrics) -> None:
+        self.settings = settings
+        self.credentials = credentials
+        self.metrics = metrics
+        self.id = credentials.id
+        self.backend = select_backend(settings.signature_backend)
+        self.trust = TrustStore(credentials.root_pem, self.backend)
+        self.opener = Opener(self.trust, self.backend, started_ns=time.time_ns())
+        self.audiences: frozenset[str] = frozenset({"all", credentials.id.token})
+        """What this process's readers may read from subjects that several share."""
+        self._threads = ThreadPoolExecutor(settings.verify_threads, thread_name_prefix="verify")
+        self._signers: dict[str, BatchSigner] = {}
+        self._main_signer = self.add_key(credentials.key, ())
+        self._rejections = RejectionLog(self.metrics)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._intakes: list[Intake] = []
+        self._consumers: list[Consumer] = []
+        self._connection: Connection | None = None
+        self._second: Connection | None = None
+        self._replies: Replies | None = None
+        self._directory: IdentityDirectory | None = None
+
+    # --- Life ---------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        connection = await Connection.open(self.settings, self.metrics, name=self.id.token)
+        self._connection = connection
+        try:
+            for signer in {id(s): s for s in self._all_signers()}.values():
+                self.spawn(signer.run(), "signer")
+            self._replies = Replies(connection, self.opener, self._threads, self.id, reject=self.reject)
+            await self._replies.start()
+            self._directory = IdentityDirectory(
+                connection, self.trust, self.metrics, self._threads, on_learned=self._identities_changed
+            )
+            if self.credentials.chain:
+                self.trust.add_chain(self.credentials.chain)
+                await self._directory.publish(self.id, self.credentials.chain)
+            await self._directory.start(self.spawn, timeout_s=self.settings.connect_timeout_s)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        if self.credentials.chain:
+            self.start_reporting()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for consumer in self._consumers:
+            await consumer.stop()
+        try:
+            async with asyncio.timeout(5.0):
+                for intake in self._intakes:
+                    await intake.idle()
+        except TimeoutError:
+            self.metrics.count("intake_abandoned")
+        for connection in (self._second, self._connection):
+            if connection is not None:
+                await connection.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for signer in self._all_signers():
+            signer.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run a task for as long as the bus; a task that fails is logged, never silent."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.metrics.count("task_failures")
+                log.error("task_failed", task=task.get_name(), exc_info=error)
+
+        task.add_done_callback(ended)
+        return task
+
+    def start_reporting(self) -> None:
+        """Begin to publish figures and rejections: once this process has an identity."""
+        self.spawn(self._report(), "report")
+
+    @property
+    def connection(self) -> Connection:
+        """The main connection."""
+        if self._connection is None:
+            raise UnavailableError("the bus is not open", reason="not_open")
+        return self._connection
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there now."""
+        return self._connection is not None and self._connection.connected
+
+    def add_key(self, key: LocalKey, ids: tuple[SpiffeId, ...]) -> BatchSigner:
+        """Let this process sign as ``ids`` with ``key`` (an agent with a key of its own)."""
+        signer = BatchSigner(key.signer, self.metrics)
+        for spiffe_id in ids:
+            self._signers[str(spiffe_id)] = signer
+        if getattr(self, "_connection", None) is not None:
+            self.spawn(signer.run(), "signer")
+        return signer
+
+    # --- Out ----------------------------------------------------------------------------------
+
+    async def make(
+        self,
+        kind: MessageType[Message],
+        body: Message,
+        *,
+        audience: str,
+        priority: Priority = Priority.NORMAL,
+        ttl_ms: int | None = None,
+        correlation: bytes | None = None,
+        trace: str | None = None,
+        sender: SpiffeId | None = None,
+    ) -> Sent:
+        """Make an envelope: the only function that does. It is signed, not sent."""
+        sender = sender or self.id
+        if not kind.senders.admit(sender):
+            raise DeniedError(f"{sender} may not send {kind.name}", reason="sender_not_allowed")
+        if not isinstance(body, kind.model):
+            raise InvalidInputError(f"{kind.name} carries {kind.model.__name__}", reason="bad_body")
+        content = make_content(
+            type_name=kind.name,
+            sender=str(sender),
+            audience=audience,
+            body=encode_body(body),
+            now_ns=time.time_ns(),
+            ttl_ms=kind.ttl_ms if ttl_ms is None else ttl_ms,
+            priority=priority,
+            correlation=correlation,
+            trace=trace,
+        )
+        content_bytes = encode_content(content)
+        signer = self._signers.get(content.sender, self._main_signer)
+        data = await signer.envelope(content_bytes, urgent=priority is Priority.CRITICAL)
+        if len(data) > kind.max_bytes:
+            raise InvalidInputError(
+                f"{kind.name} of {len(data)} bytes, limit {kind.max_bytes}", reason="too_large"
+            )
+        return Sent(content.id, leaf_hash(content_bytes), data, content.issued_at)
+
+    async def publish(
+        self,
+        subject: Subject,
+        kind: MessageType[Message],
+        body: Message,
+        *,
+        audience: str | None = None,
+        durable: bool = False,
+        priority: Priority = Priority.NORMAL,
+        ttl_ms: int | None = None,
+        correlation: bytes | None = None,
+        trace: str | None = None,
+        sender: SpiffeId | None = None,
+        at: Tokens = NO_TOKENS,
+    ) -> Sent:
+        """Make an envelope and publish it.
+
+        Args:
+            subject: where.
+            kind: the message's type.
+            body: its model.
+            audience: needed only where the subject does not fix it.
+            durable: wait until the subject's stream has it.
+            priority: CRITICAL is signed alone, at once.
+            ttl_ms: instead of the type's own.
+            correlation: id of the message that this one answers.
+            trace: W3C traceparent.
+            sender: one of this process's agents, instead of the process itself.
+            at: the subject's tokens.
+        """
+        where = subject.at(**at)
+        audience = audience or subject.audience_at(at)
+        if audience is None:
+            raise InvalidInputError(f"{subject.name} needs an audience", reason="bad_subject")
+        sent = await self.make(
+            kind,
+            body,
+            audience=audience,
+            priority=priority,
+            ttl_ms=ttl_ms,
+            correlation=correlation,
+            trace=trace,
+            sender=sender,
+        )
+        await self.send(where, sent, stream=subject.stream if durable else None)
+        return sent
+
+    async def event(
+        self, kind: MessageType[Message], body: Message, *, sender: SpiffeId | None = None, durable: bool = True
+    ) -> Sent:
+        """Publish a fact on ``event.<service>.<kind>``, by default into its stream."""
+        _, service, name = kind.name.split(".")
+        return await self.publish(
+            EVENT, kind, body, durable=durable, sender=sender, at={"service": service, "kind": name}
+        )
+
+    async def send(self, subject: str, sent: Sent, *, stream: str | None = None) -> None:
+        """Send bytes that are an envelope already: a router's forward, a retry with identical bytes."""
+        if stream is None:
+            await self.connection.publish(subject, sent.data)
+        else:
+            await self._store(subject, sent, stream)
+        self.metrics.count("envelopes_sent")
+
+    async def _store(self, subject: str, sent: Sent, stream: str) -> None:
+        """Publish into a stream and wait for its acknowledgement."""
+        js = self.connection.js
+        try:
+            ack = await js.publish(subject, sent.data, headers={"Nats-Msg-Id": sent.leaf.hex()}, stream=stream)
+            if ack.duplicate:
+                # A guessed id can make the broker swallow another's message: look at what it holds.
+                held = await js.get_msg(stream, ack.seq)
+                if held.data != sent.data:
+                    raise ConflictError("the stream holds other bytes under this id", reason="poisoned_id")
+        except (TimeoutError, nats.errors.Error) as error:
+            raise translate(error, subject) from error
+
+    async def request(
+        self,
+        request: Request[Q, R],
+        body: Q,
+        *,
+        timeout_s: float,
+        sender: SpiffeId | None = None,
+        at: Tokens = NO_TOKENS,
+    ) -> R:
+        """Ask a service and return its answer.
+
+        The envelope is sent again, in identical bytes, while no answer comes: who had it already drops it.
+
+        Raises:
+            TocsinError: of the family that the service raised.
+            UnavailableError: ``no_answer`` within ``timeout_s``.
+        """
+        if self._replies is None:
+            raise UnavailableError("the bus is not open", reason="not_open")
+        subject = request.subject.at(**at)
+        audience = request.subject.audience_at(at) or ""
+        kind: MessageType[Message] = request.request_type
+        ttl_ms = min(int(timeout_s * 1000), 30_000) if kind.ttl_ms else 0
+
+        async def make() -> Sent:
+            return await self.make(kind, body, audience=audience, ttl_ms=ttl_ms, sender=sender)
+
+        begun = time.perf_counter()
+        answer = await self._replies.ask(
+            cast("Request[Message, Message]", request), subject, make, sender or self.id, timeout_s=timeout_s
+        )
+        self.metrics.observe_ms(f"request.{request.verb}", (time.perf_counter() - begun) * 1e3)
+        return cast("R", answer)
+
+    async def ask_with(self, request: Request[Q, R], sent: Sent, asker: SpiffeId, *, timeout_s: float) -> R:
+        """Ask with an envelope that was made elsewhere: the root's epoch, a host's enrolment."""
+        if self._replies is None:
+            raise UnavailableError("the bus is not open", reason="not_open")
+
+        async def made() -> Sent:
+            return sent
+
+        answer = await self._replies.ask(
+            cast("Request[Message, Message]", request), request.subject.at(), made, asker, timeout_s=timeout_s
+        )
+        return cast("R", answer)
+
+    # --- In -----------------------------------------------------------------------------------
+
+    async def subscribe(
+        self,
+        subject: Subject,
+        handler: Callable[[M, Context], Awaitable[object]],
+        *,
+        queue: str = "",
+        concurrency: int = 1,
+        restrict: Callable[[SpiffeId], bool] | None = None,
+        at: Tokens = NO_TOKENS,
+    ) -> Subscription:
+        """Handle every message on a subject (or on part of it, by ``at``); order kept if ``concurrency`` is 1.
+
+        A handler that raises one of our errors refuses the message; any other exception is logged. The
+        broker knows of the subscription when this returns.
+        """
+        intake = self._intake(subject.name, cast("Handler", handler), concurrency, restrict)
+
+        async def receive(message: Msg) -> None:
+            try:
+                arrival = Arrival.on(subject, message.subject, self.audiences)
+            except InvalidInputError as error:
+                self.reject(error, message.subject, message.data)
+                return
+            await intake.put(message.data, arrival)
+
+        subscription = await self.connection.subscribe(subject.pattern(**at), receive, queue=queue)
+        await self.flush()
+        return subscription
+
+    async def serve(
+        self,
+        request: Request[Q, R],
+        handler: Callable[[Q, Context], Awaitable[R]],
+        *,
+        queue: str = "",
+        concurrency: int = 16,
+        sender: SpiffeId | None = None,
+        at: Tokens = NO_TOKENS,
+    ) -> Callable[[bytes, str, str], Awaitable[None]]:
+        """Answer a request with ``handler``; its errors travel back as the same family.
+
+        Returns:
+            the function that takes raw requests, for the micro service that exposes them.
+        """
+        me = sender or self.id
+
+        async def answer(body: Message, context: Context) -> None:
+            reply = await self._answer(cast("Request[Message, Message]", request), handler, body, context, me)  # type: ignore[arg-type]
+            if context.reply:
+                await self.connection.publish(context.reply, reply.data)
+
+        intake = self._intake(request.verb, answer, concurrency, None)
+
+        async def receive(data: bytes, subject: str, reply: str) -> None:
+            try:
+                arrival = Arrival.on(request.subject, subject)
+            except InvalidInputError as error:
+                self.reject(error, subject, data)
+                return
+            await intake.put(data, arrival, reply)
+
+        if queue or at:
+
+            async def receive_message(message: Msg) -> None:
+                await receive(message.data, message.subject, message.reply)
+
+            await self.connection.subscribe(request.subject.pattern(**at), receive_message, queue=queue)
+            await self.flush()
+        return receive
+
+    async def _answer(
+        self,
+        request: Request[Message, Message],
+        handler: Callable[[Message, Context], Awaitable[Message]],
+        body: Message,
+        context: Context,
+        me: SpiffeId,
+    ) -> Sent:
+        audience = f"reply.{context.sender.token}"
+        try:
+            result = await handler(body, context)
+        except TocsinError as error:
+            self.metrics.count(f"handler_refusals.{error.reason}")
+            kind, result = error_reply(error)
+        except Exception as error:
+            self.metrics.count("handler_failures")
+            log.exception("handler_failed", line=request.verb)
+            kind, result = error_reply(error)
+        else:
+            kind = request.reply_type
+        return await self.make(kind, result, audience=audience, correlation=context.id, sender=me)
+
+    async def consume(
+        self,
+        subject: Subject,
+        handler: Callable[[M, Context], Awaitable[object]],
+        *,
+        durable: str,
+        concurrency: int = 1,
+        ack_wait_s: float = 30.0,
+        max_deliver: int = 5,
+        only_new: bool = False,
+        second_connection: bool = False,
+        at: Tokens = NO_TOKENS,
+    ) -> Consumer:
+        """Consume a subject's stream under a durable name: at least once, acknowledged when handled."""
+        connection = await self._second_connection() if second_connection else self.connection
+        consumer = Consumer(
+            connection,
+            self.opener,
+            self._threads,
+            self.metrics,
+            subject,
+            cast("Handler", handler),
+            reader=lambda: self.audiences,
+            reject=self.reject,
+            concurrency=concurrency,
+        )
+        config = api.ConsumerConfig(
+            durable_name=durable,
+            filter_subject=subject.pattern(**at),
+            ack_wait=ack_wait_s,
+            max_deliver=max_deliver,
+            max_ack_pending=max(concurrency * 2, 64),
+            deliver_policy=api.DeliverPolicy.NEW if only_new else api.DeliverPolicy.ALL,
+        )
+        await consumer.start(config, self.spawn)
+        self._consumers.append(consumer)
+        return consumer
+
+    async def last(self, subject: Subject, *, at: Tokens = NO_TOKENS) -> tuple[Message, Context] | None:
+        """Return the last message of a subject in its stream, opened like any other; None if there is none.
+
+        Meant for types of class evidence: for the others the replay rules apply to what is read here too.
+        """
+        if subject.stream is None:
+            raise InvalidInputError(f"{subject.name} has no stream", reason="bad_subject")
+        try:
+            held = await self.connection.js.get_last_msg(subject.stream, subject.pattern(**at))
+        except nats.js.errors.NotFoundError:
+            return None
+        except (TimeoutError, nats.errors.Error) as error:
+            raise translate(error, subject.name) from error
+        arrival = Arrival.on(subject, held.subject or "", self.audiences)
+        data = held.data or b""
+        return await asyncio.to_thread(lambda: self.opener.open(data, arrival, now_ns=time.time_ns()))
+
+    def _intake(
+        self, name: str, handler: Handler, concurrency: int, restrict: Callable[[SpiffeId], bool] | None
+    ) -> Intake:
+        intake = Intake(
+            self.opener,
+            self._threads,
+            self.metrics,
+            handler,
+            reject=self.reject,
+            name=name,
+            concurrency=concurrency,
+            restrict=restrict,
+        )
+        self._intakes.append(intake)
+        self.spawn(intake.run(), f"intake {name}")
+        return intake
+
+    def reject(self, error: TocsinError, subject: str, data: bytes) -> None:
+        """Count and audit an envelope that was refused."""
+        self._rejections.add(error, subject, data)
+
+    # --- State --------------------------------------------------------------------------------
+
+    def records(self, bucket: Bucket[M]) -> Records[M]:
+        """Return the signed records of a bucket."""
+        return Records(self, bucket)
+
+    async def put_identity(self, spiffe_id: SpiffeId, chain: tuple[bytes, ...]) -> None:
+        """Make a certificate chain known to everyone."""
+        if self._directory is None:
+            raise UnavailableError("the bus is not open", reason="not_open")
+        await self._directory.publish(spiffe_id, chain)
+
+    async def put_certificate(self, name: str, data: bytes) -> None:
+        """Keep a decision's certificate in the object store."""
+        try:
+            store = await self.connection.js.object_store(CERTIFICATES)
+            await store.put(name, data)
+        except (TimeoutError, nats.errors.Error) as error:
+            raise translate(error, f"certificate {name}") from error
+
+    async def get_certificate(self, name: str) -> bytes:
+        """Fetch a decision's certificate; whoever acts on it verifies it."""
+        try:
+            store = await self.connection.js.object_store(CERTIFICATES)
+            result = await store.get(name)
+        except (TimeoutError, nats.errors.Error) as error:
+            raise translate(error, f"certificate {name}") from error
+        return result.data or b""
+
+    async def flush(self) -> None:
+        """Wait until the broker has seen everything sent so far, subscriptions included."""
+        try:
+            await self.connection.client.flush(timeout=5)
+        except (TimeoutError, nats.errors.Error) as error:
+            raise translate(error, "flush") from error
+
+    # --- Inside -------------------------------------------------------------------------------
+
+    def _identities_changed(self) -> None:
+        for intake in self._intakes:
+            intake.identities_changed()
+
+    def _all_signers(self) -> list[BatchSigner]:
+        return [self._main_signer, *self._signers.values()]
+
+    async def _second_connection(self) -> Connection:
+        if self._second is None:
+            self._second = await Connection.open(
+                self.settings, self.metrics, name=self.id.token, label="second"
+            )
+        return self._second
+
+    async def _snapshot(self) -> MetricsSnapshot:
+        """Return the figures, with what the backend itself counts: full signatures and verifications."""
+        snapshot = await asyncio.to_thread(self.metrics.snapshot, self.id.token)
+        counted = self.backend.counters
+        full = {"full_signatures": counted.signatures, "full_verifications": counted.verifications}
+        return snapshot.model_copy(update={"counters": snapshot.counters | full})
+
+    async def _report(self) -> None:
+        """Publish this process's figures and what it rejected, again and again."""
+        process = self.id.token.replace(".", "-")
+        while True:
+            await asyncio.sleep(self.settings.metrics_interval_s)
+            try:
+                await self.publish(METRICS, METRICS_TYPE, await self._snapshot(), at={"process": process})
+                for rejected in self._rejections.drain(self.id.token):
+                    await self.publish(AUDIT, AUDIT_REJECTED, rejected, at={"kind": "rejected"})
+            except TocsinError as error:
+                self.metrics.count(f"report_failures.{error.reason}")

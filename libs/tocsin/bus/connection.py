@@ -1,0 +1,171 @@
+"""One connection to the broker: what survives, what is bounded, and the errors that come out.
+
+It reconnects for ever, with jitter; nothing that a callback does can end that (an exception in
+``disconnected_cb`` would, nats.py issue 204: ours only count). The client buffers at most 8 MB while it is
+away; beyond that a sender is told :class:`ExhaustedError`. Only this package imports the NATS client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
+
+from tocsin.bus.credentials import read
+from tocsin.bus.settings import BusSettings
+from tocsin.contracts.errors import ExhaustedError, InvalidInputError, TocsinError, UnavailableError
+from tocsin.telemetry import Metrics
+
+PENDING_BYTES = 8 * 1024 * 1024
+"""Bytes that wait for the broker to come back."""
+SUBSCRIPTION_MESSAGES = 65_536
+SUBSCRIPTION_BYTES = 64 * 1024 * 1024
+"""A subscription's line; a message beyond it is dropped by the client and counted as a slow consumer."""
+JETSTREAM_TIMEOUT_S = 5.0
+
+
+async def wait_for_socket(url: str, *, timeout_s: float) -> None:
+    """Wait until something listens: a refused first connection would cost the client two seconds.
+
+    Raises:
+        UnavailableError: ``broker_down``.
+    """
+    parts = urlsplit(url)
+    host, port = parts.hostname, parts.port or 4222
+    if host is None:
+        raise InvalidInputError(f"{url!r} is no broker's address", reason="bad_address")
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            async with asyncio.timeout(2.0):
+                _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+        except (OSError, TimeoutError) as error:
+            if time.monotonic() >= deadline:
+                raise UnavailableError(
+                    f"no broker at {host}:{port} within {timeout_s:g} s",
+                    reason="broker_down",
+                    advice="start one with `tocsin up`, or set TOCSIN_NATS_URL",
+                ) from error
+            await asyncio.sleep(0.02)
+        else:
+            return
+
+
+def translate(error: Exception, what: str) -> TocsinError:
+    """Turn the client's exception into ours."""
+    if isinstance(error, nats.errors.OutboundBufferLimitError):
+        return ExhaustedError(f"{what}: the broker is away and the buffer is full", reason="buffer_full")
+    if isinstance(error, nats.errors.MaxPayloadError):
+        return InvalidInputError(f"{what}: larger than the broker's maximum payload", reason="too_large")
+    return UnavailableError(f"{what}: {type(error).__name__} {error}"[:300], reason="broker_unavailable")
+
+
+class Connection:
+    """A NATS connection with JetStream. Make it with :meth:`open`."""
+
+    def __init__(self, client: Client, metrics: Metrics, label: str) -> None:
+        self.client = client
+        self.js: JetStreamContext = client.jetstream(timeout=JETSTREAM_TIMEOUT_S, publish_async_max_pending=256)
+        self._metrics = metrics
+        self._label = label
+        self._on_reconnect: list[Callable[[], None]] = []
+
+    @classmethod
+    async def open(
+        cls, settings: BusSettings, metrics: Metrics, *, name: str, label: str = "main"
+    ) -> Connection:
+        """Connect.
+
+        Raises:
+            UnavailableError: the broker does not listen or refuses the credentials.
+        """
+        await wait_for_socket(settings.nats_url, timeout_s=settings.connect_timeout_s)
+        client = Client()
+        connection = cls(client, metrics, label)
+        token = read(settings.nats_token_file).decode().strip() if settings.nats_token_file else None
+
+        async def on_error(error: Exception) -> None:
+            metrics.count(f"broker_errors.{type(error).__name__}")
+
+        async def on_disconnect() -> None:
+            metrics.count("broker_disconnects")
+
+        async def on_reconnect() -> None:
+            metrics.count("broker_reconnects")
+            for callback in connection._on_reconnect:
+                callback()
+
+        try:
+            await client.connect(
+                settings.nats_url,
+                name=f"{name}/{label}",
+                token=token,
+                error_cb=on_error,
+                disconnected_cb=on_disconnect,
+                reconnected_cb=on_reconnect,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=random.uniform(0.1, 0.5),  # type: ignore[arg-type]  # noqa: S311 - jitter
+                connect_timeout=5,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                pending_size=PENDING_BYTES,
+                drain_timeout=5,
+            )
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise translate(error, "connecting") from error
+        return connection
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` after each reconnection; it must not block or raise."""
+        self._on_reconnect.append(callback)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there now."""
+        return self.client.is_connected
+
+    async def publish(self, subject: str, data: bytes, *, reply: str = "") -> None:
+        """Publish bytes that are an envelope already."""
+        try:
+            await self.client.publish(subject, data, reply=reply)
+        except (nats.errors.Error, ValueError) as error:
+            raise translate(error, subject) from error
+
+    async def subscribe(
+        self, subject: str, callback: Callable[[Msg], Awaitable[None]], *, queue: str = ""
+    ) -> Subscription:
+        """Subscribe; a callback that waits holds its own subscription back and no other."""
+        try:
+            return await self.client.subscribe(
+                subject,
+                queue=queue,
+                cb=callback,
+                pending_msgs_limit=SUBSCRIPTION_MESSAGES,
+                pending_bytes_limit=SUBSCRIPTION_BYTES,
+            )
+        except nats.errors.Error as error:
+            raise translate(error, subject) from error
+
+    async def close(self) -> None:
+        """Drain: no new messages, those that came are handled, what was published is flushed."""
+        if self.client.is_closed:
+            return
+        try:
+            if self.client.is_connected:
+                async with asyncio.timeout(5.0):
+                    await self.client.drain()
+            else:
+                await self.client.close()
+        except (TimeoutError, nats.errors.Error):
+            self._metrics.count("broker_errors.drain")
+            await self.client.close()

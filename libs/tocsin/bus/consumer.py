@@ -1,0 +1,202 @@
+"""Consume a stream under a durable name: at least once, never more than there are free hands.
+
+A message is acknowledged when its handler is done. One that is malformed, untrusted or refused is
+terminated, never retried; one whose handler failed is given back and comes again after a pause, at most
+``max_deliver`` times. While a handler works, the broker is told so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import nats.errors
+import nats.js.errors
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext, api
+
+from tocsin.bus.connection import Connection, translate
+from tocsin.bus.intake import Handler, Reject
+from tocsin.bus.opener import Arrival, Context, Opener
+from tocsin.bus.replay import DuplicateError
+from tocsin.contracts.base import Message
+from tocsin.contracts.catalogue import MessageClass, Subject
+from tocsin.contracts.errors import (
+    DeniedError,
+    InvalidInputError,
+    TocsinError,
+    UnavailableError,
+    UntrustedError,
+)
+from tocsin.telemetry import Metrics, get_logger
+
+FETCH_TIMEOUT_S = 5.0
+RETRY_PAUSE_S = 0.5
+TERMINAL = (InvalidInputError, UntrustedError, DeniedError)
+
+log = get_logger(__name__)
+
+
+class Consumer:
+    """Hands a durable consumer's messages to a handler, ``concurrency`` at a time."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        opener: Opener,
+        threads: ThreadPoolExecutor,
+        metrics: Metrics,
+        subject: Subject,
+        handler: Handler,
+        *,
+        reader: Callable[[], frozenset[str]],
+        reject: Reject,
+        concurrency: int,
+    ) -> None:
+        self._connection = connection
+        self._opener = opener
+        self._threads = threads
+        self._metrics = metrics
+        self._subject = subject
+        self._handler = handler
+        self._reader = reader
+        self._reject = reject
+        self._concurrency = concurrency
+        self._busy: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
+        self._ack_wait_s = 30.0
+
+    async def start(
+        self, config: api.ConsumerConfig, spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
+    ) -> None:
+        """Create or find the durable consumer and begin."""
+        self._ack_wait_s = config.ack_wait or 30.0
+        assert self._subject.stream is not None  # noqa: S101 - the catalogue gives consumed subjects a stream
+        try:
+            subscription = await self._connection.js.pull_subscribe(
+                config.filter_subject or "",
+                durable=config.durable_name,
+                stream=self._subject.stream,
+                config=config,
+            )
+        except (TimeoutError, nats.errors.Error) as error:
+            raise translate(error, f"consumer {config.durable_name}") from error
+        self._loop = spawn(self._run(subscription), f"consumer {config.durable_name}")
+
+    async def stop(self) -> None:
+        """Fetch no more, and let what runs come to its end (at most five seconds)."""
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+        if self._busy:
+            await asyncio.wait(self._busy, timeout=5.0)
+        for task in self._busy:
+            task.cancel()
+
+    async def _run(self, subscription: JetStreamContext.PullSubscription) -> None:
+        slots = asyncio.Semaphore(self._concurrency)
+        while True:
+            await slots.acquire()
+            free = 1
+            while free < self._concurrency and not slots.locked():
+                await slots.acquire()
+                free += 1
+            messages = await self._fetch(subscription, free)
+            for _ in range(free - len(messages)):
+                slots.release()
+            for message in messages:
+                task = asyncio.create_task(self._one(message))
+                self._busy.add(task)
+
+                def ended(task: asyncio.Task[None]) -> None:
+                    self._busy.discard(task)
+                    slots.release()
+
+                task.add_done_callback(ended)
+
+    async def _fetch(self, subscription: JetStreamContext.PullSubscription, free: int) -> list[Msg]:
+        try:
+            return await subscription.fetch(free, timeout=FETCH_TIMEOUT_S)
+        except (TimeoutError, nats.errors.TimeoutError):
+            return []
+        except nats.errors.Error as error:
+            # The broker is away or restarts; the durable consumer is on its disk.
+            self._metrics.count(f"fetch_failures.{type(error).__name__}")
+            await asyncio.sleep(RETRY_PAUSE_S)
+            return []
+
+    async def _one(self, message: Msg) -> None:
+        with contextlib.suppress(nats.errors.Error):
+            # An acknowledgement that is lost brings the message again: the ledger drops it.
+            try:
+                body, context = await self._open(message)
+            except DuplicateError:
+                self._metrics.count(f"duplicates.{self._subject.name}")
+                await message.ack()
+                return
+            except TERMINAL as error:
+                self._reject(error, message.subject, message.data)
+                await message.term()
+                return
+            except TocsinError as error:
+                self._reject(error, message.subject, message.data)
+                await message.nak(delay=RETRY_PAUSE_S)
+                return
+            await self._handle(message, body, context)
+
+    async def _open(self, message: Msg) -> tuple[Message, Context]:
+        arrival = Arrival.on(self._subject, message.subject, self._reader())
+        try:
+            inspected = self._opener.inspect(message.data, arrival, now_ns=time.time_ns())
+        except UntrustedError as error:
+            if error.reason == "unknown_key":
+                # Its certificate may be on its way to us: stored messages can wait for it.
+                raise UnavailableError(str(error), reason="unknown_key") from error
+            raise
+        if not self._opener.is_proven(inspected):
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._opener.prove, inspected)
+        return self._opener.accept(inspected, now_ns=time.time_ns())
+
+    async def _handle(self, message: Msg, body: Message, context: Context) -> None:
+        self._metrics.count("envelopes_verified")
+        stored = context.kind.message_class is MessageClass.STORED
+        alive = asyncio.create_task(self._keep_alive(message))
+        begun = time.perf_counter()
+        try:
+            await self._handler(body, context)
+        except asyncio.CancelledError:
+            if stored:
+                self._opener.ledger.release(context.leaf)
+            await message.nak()
+            raise
+        except TERMINAL as error:
+            log.warning("handler_refused", line=self._subject.name, reason=error.reason, detail=str(error))
+            self._metrics.count(f"handler_refusals.{error.reason}")
+            if stored:
+                self._opener.ledger.done(context.leaf)
+            await message.term()
+        except Exception as error:
+            if not isinstance(error, TocsinError):
+                self._metrics.count("handler_failures")
+            log.exception("handler_failed", line=self._subject.name, type=context.kind.name)
+            if stored:
+                self._opener.ledger.release(context.leaf)
+            await message.nak(delay=RETRY_PAUSE_S)
+        else:
+            if stored:
+                self._opener.ledger.done(context.leaf)
+            await message.ack()
+        finally:
+            alive.cancel()
+            self._metrics.observe_ms(f"handle.{context.kind.name}", (time.perf_counter() - begun) * 1e3)
+
+    async def _keep_alive(self, message: Msg) -> None:
+        """Tell the broker that the handler still works."""
+        while True:
+            await asyncio.sleep(self._ack_wait_s / 3)
+            with contextlib.suppress(nats.errors.Error):
+                await message.in_progress()

@@ -1,0 +1,299 @@
+"""Decide which keys speak for which ids: every chain is checked to the one root that is pinned.
+
+A chain is a leaf, or a leaf and one intermediate, both DER. What is checked, each with its reason code:
+
+* size and form, critical extensions, usage, path length, name constraint: ``bad_certificate``;
+* signatures lead to the pinned root: ``wrong_root``;
+* each validity period lies within its issuer's: ``bad_validity``;
+* the names: ``bad_names``, ``wrong_domain``, ``beyond_authority`` (an intermediate vouches for agents and
+  hosts only), ``shared_key``;
+* no key of the chain was revoked: ``revoked``;
+* no id goes back to a lower generation, or to a second key in the same one: ``stale_generation``.
+
+There is no clock here: an expired certificate is accepted into the store, because a stored message is
+judged at the moment when it was issued; who opens an envelope asks :meth:`Identity.valid_at`. Periods are
+nested, so a leaf that is valid has a chain that is valid.
+
+Renewal. A newer generation under a new key takes over each id it names. The old key keeps its claim to
+that id only while it is exactly one generation behind, so that messages in flight during a renewal still
+verify; one that skips a generation takes the id from every earlier key at once.
+
+Does not protect against a root that lies, and forgets generations when the process ends: the bucket that
+the chains come from is read again at start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from threading import Lock
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tocsin.contracts.errors import ExhaustedError, InvalidInputError, UntrustedError
+from tocsin.contracts.identifiers import Kind
+from tocsin.crypto.backends import select_backend
+from tocsin.crypto.certificates import ParsedCertificate, bad_certificate, violation
+from tocsin.crypto.signatures import Algorithm, SignatureBackend, Verifier
+
+MAX_CHAIN = 2
+"""A leaf and at most one intermediate: the root is pinned, never sent."""
+
+MAX_KNOWN_NAMES = 200_000
+"""Most ids whose generation is remembered: ten for each of the 20,000 keys of a default store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A public key and the ids that a validated certificate lets it speak for."""
+
+    ids: frozenset[str]
+    domain: str
+    key_id: bytes
+    algorithm: Algorithm
+    public_key: bytes = field(repr=False)
+    not_before_ns: int
+    not_after_ns: int
+    generation: int
+    verifier: Verifier = field(repr=False, compare=False)
+    chain: tuple[bytes, ...] = field(repr=False)
+    """DER, leaf first, without the root (the root's own identity has itself)."""
+
+    def names(self, sender: str) -> bool:
+        """Tell whether the certificate names ``sender``."""
+        return sender in self.ids
+
+    def valid_at(self, moment_ns: int) -> bool:
+        """Tell whether the certificate is valid at a moment, in nanoseconds since the epoch."""
+        return self.not_before_ns <= moment_ns <= self.not_after_ns
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """Who speaks for one id now, and who may still do so during a renewal."""
+
+    generation: int
+    key_id: bytes
+    previous: bytes | None
+    issuer: bytes
+
+
+class TrustStore:
+    """The identities that chain to one pinned root. Safe in several threads; a look-up takes no lock."""
+
+    def __init__(
+        self,
+        root_pem: bytes,
+        backend: SignatureBackend | None = None,
+        *,
+        max_identities: int = 20_000,
+    ) -> None:
+        self._backend = backend or select_backend()
+        self._root = _parse_root(root_pem)
+        self.domain = self._root.ids()[0].domain
+        self.root_fingerprint = sha256(self._root.der).hexdigest()
+        self.root = self._identity(self._root, (self._root.der,))
+        self._max_identities = max_identities
+        self._identities: dict[bytes, Identity] = {}
+        self._issuers: dict[bytes, bytes] = {}
+        self._claims: dict[str, _Claim] = {}
+        self._revoked: set[bytes] = set()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._identities)
+
+    def identity(self, key_id: bytes) -> Identity | None:
+        """Return the identity of a key that was added and is neither revoked nor superseded."""
+        return self._identities.get(key_id)
+
+    def add_chain(self, chain: Sequence[bytes]) -> Identity:
+        """Validate a chain, leaf first and without the root, and remember whom it identifies.
+
+        It costs one or two full verifications and, with 2,048 ids, some milliseconds: for a worker thread.
+        The same certificate again is no change. Of two for one key in one generation the later counts.
+
+        Raises:
+            UntrustedError: with one of the module's reasons.
+            ExhaustedError: the store is full; reason ``too_many_identities``.
+        """
+        leaf, issuer = self._validate(chain)
+        identity = self._identity(leaf, tuple(chain))
+        with self._lock:
+            self._refuse_revoked(leaf.key_id, issuer.key_id)
+            self._refuse_stale(identity)
+            held = self._identities.get(identity.key_id)
+            if held is not None and _age(identity) < _age(held):
+                return held
+            self._refuse_overflow(identity)
+            self._take_over(identity, issuer.key_id)
+        return identity
+
+    def revoke_key(self, key_id: bytes) -> None:
+        """Mark a key as compromised for good: a leaf's, or an authority's with all that it vouched for.
+
+        Generations that a compromised authority has claimed are forgotten, so that it cannot have used up
+        the generations of ids that another authority will name.
+        """
+        with self._lock:
+            self._revoked.add(key_id)
+            whole_root = key_id == self.root.key_id
+            for known, issuer in list(self._issuers.items()):
+                if whole_root or key_id in {known, issuer}:
+                    self._drop(known)
+            for name, claim in list(self._claims.items()):
+                if claim.issuer == key_id:
+                    del self._claims[name]
+
+    def forget_expired(self, before_ns: int) -> int:
+        """Drop identities whose certificate ended before a moment; return how many. Generations stay."""
+        with self._lock:
+            ended = [one.key_id for one in self._identities.values() if one.not_after_ns < before_ns]
+            for key_id in ended:
+                self._drop(key_id)
+        return len(ended)
+
+    def _validate(self, chain: Sequence[bytes]) -> tuple[ParsedCertificate, ParsedCertificate]:
+        """Return the leaf and its issuer once signatures, periods, usage and names are in order."""
+        if not 1 <= len(chain) <= MAX_CHAIN:
+            raise bad_certificate(f"a chain has 1 or {MAX_CHAIN} certificates, not {len(chain)}")
+        parsed = [ParsedCertificate.parse(der) for der in chain]
+        issuer = self._root
+        for authority in parsed[:0:-1]:
+            self._check_link(authority, issuer)
+            self._check_intermediate(authority)
+            issuer = authority
+        leaf = parsed[0]
+        self._check_link(leaf, issuer)
+        _check_leaf_form(leaf)
+        if reason := violation(leaf.ids(), self.domain, from_root=issuer is self._root):
+            raise UntrustedError("the issuer may not vouch for these ids", reason=reason)
+        return leaf, issuer
+
+    @staticmethod
+    def _check_link(child: ParsedCertificate, issuer: ParsedCertificate) -> None:
+        if not child.is_signed_by(issuer):
+            raise UntrustedError("the chain does not lead to the trusted root", reason="wrong_root")
+        inside = issuer.not_before_ns <= child.not_before_ns < child.not_after_ns <= issuer.not_after_ns
+        if not inside:
+            raise UntrustedError("a certificate's validity exceeds its issuer's", reason="bad_validity")
+
+    def _check_intermediate(self, authority: ParsedCertificate) -> None:
+        ids = authority.ids()
+        if not authority.is_authority or authority.path_length != 0 or not authority.usage.key_cert_sign:
+            raise bad_certificate("not the certificate of an intermediate")
+        if authority.constrained_to != self.domain:
+            raise bad_certificate("an intermediate is constrained to its trust domain")
+        if len(ids) != 1 or ids[0].kind is not Kind.AUTHORITY or ids[0].domain != self.domain:
+            raise bad_certificate("an intermediate has one authority's id of this trust domain")
+        if authority.key_id == self._root.key_id:
+            raise bad_certificate("an intermediate has a key of its own")
+
+    def _identity(self, certificate: ParsedCertificate, chain: tuple[bytes, ...]) -> Identity:
+        return Identity(
+            ids=frozenset(certificate.uris),
+            domain=self.domain,
+            key_id=certificate.key_id,
+            algorithm=certificate.algorithm,
+            public_key=certificate.public_key,
+            not_before_ns=certificate.not_before_ns,
+            not_after_ns=certificate.not_after_ns,
+            generation=certificate.generation or 0,
+            verifier=self._backend.verifier(certificate.algorithm, certificate.public_key),
+            chain=chain,
+        )
+
+    def _refuse_revoked(self, leaf: bytes, issuer: bytes) -> None:
+        if not self._revoked.isdisjoint((leaf, issuer, self.root.key_id)):
+            raise UntrustedError("a key of the chain was revoked", reason="revoked")
+
+    def _refuse_stale(self, identity: Identity) -> None:
+        for name in identity.ids:
+            claim = self._claims.get(name)
+            if claim is None or identity.generation > claim.generation:
+                continue
+            if identity.generation < claim.generation or identity.key_id != claim.key_id:
+                raise UntrustedError(
+                    f"generation {identity.generation} of {name} is superseded", reason="stale_generation"
+                )
+
+    def _refuse_overflow(self, identity: Identity) -> None:
+        known = identity.key_id in self._identities
+        if not known and len(self._identities) >= self._max_identities:
+            raise ExhaustedError(
+                f"the trust store holds its {self._max_identities} identities", reason="too_many_identities"
+            )
+        fresh = sum(name not in self._claims for name in identity.ids)
+        if len(self._claims) + fresh > MAX_KNOWN_NAMES:
+            raise ExhaustedError(
+                f"the trust store knows its {MAX_KNOWN_NAMES} names", reason="too_many_identities"
+            )
+
+    def _take_over(self, identity: Identity, issuer: bytes) -> None:
+        """Record the identity's claim to each of its ids, and take them from keys that have lost theirs."""
+        losses: dict[bytes, set[str]] = {}
+        for name in identity.ids:
+            claim = self._claims.get(name)
+            previous = _previous_key(claim, identity)
+            for loser in _keys_of(claim) - {previous, identity.key_id}:
+                losses.setdefault(loser, set()).add(name)
+            self._claims[name] = _Claim(identity.generation, identity.key_id, previous, issuer)
+        self._identities[identity.key_id] = identity
+        self._issuers[identity.key_id] = issuer
+        for loser, names in losses.items():
+            self._release(loser, names)
+
+    def _release(self, key_id: bytes, names: Iterable[str]) -> None:
+        held = self._identities.get(key_id)
+        if held is None:
+            return
+        if remaining := held.ids.difference(names):
+            self._identities[key_id] = replace(held, ids=remaining)
+        else:
+            self._drop(key_id)
+
+    def _drop(self, key_id: bytes) -> None:
+        self._identities.pop(key_id, None)
+        self._issuers.pop(key_id, None)
+
+
+def _previous_key(claim: _Claim | None, identity: Identity) -> bytes | None:
+    """Return the key that keeps an id beside ``identity``: the one exactly one generation behind it."""
+    if claim is None:
+        return None
+    if claim.key_id == identity.key_id:
+        return claim.previous if claim.generation == identity.generation else None
+    return claim.key_id if claim.generation + 1 == identity.generation else None
+
+
+def _keys_of(claim: _Claim | None) -> set[bytes]:
+    if claim is None:
+        return set()
+    return {claim.key_id} if claim.previous is None else {claim.key_id, claim.previous}
+
+
+def _age(identity: Identity) -> tuple[int, int, int]:
+    """Order the certificates of one key: by generation, then by period."""
+    return identity.generation, identity.not_before_ns, identity.not_after_ns
+
+
+def _check_leaf_form(leaf: ParsedCertificate) -> None:
+    if leaf.is_authority or leaf.usage.key_cert_sign or not leaf.usage.digital_signature:
+        raise bad_certificate("not a certificate for signing messages")
+    if leaf.generation is None:
+        raise bad_certificate("it has no generation")
+
+
+def _parse_root(root_pem: bytes) -> ParsedCertificate:
+    """Return the root, self-signed and fit to vouch; anything else raises InvalidInputError."""
+    try:
+        root = ParsedCertificate.parse(x509.load_pem_x509_certificate(root_pem).public_bytes(Encoding.DER))
+        ids = root.ids()
+    except (ValueError, UntrustedError) as error:
+        raise InvalidInputError("not a root certificate in PEM", reason="bad_root") from error
+    fit = root.is_authority and root.usage.key_cert_sign and root.not_before_ns < root.not_after_ns
+    if not fit or len(ids) != 1 or ids[0].kind is not Kind.AUTHORITY or not root.is_signed_by(root):
+        raise InvalidInputError("not the root certificate of an authority", reason="bad_root")
+    return root
