@@ -110,6 +110,8 @@ def guesses(count: int, **more: object) -> list[Flow]:
         Case("long sessions", guesses(30, duration_s=600.0), QUIET),
         Case("large transfers", guesses(30, received=1_000_000), QUIET),
         Case("an ordinary web server", [flow(i, port=443) for i in range(100)], QUIET),
+        Case("an application and its database", [flow(i, port=5432) for i in range(100)], QUIET),
+        Case("a database from outside", [flow(i, port=5432, source="203.0.113.5") for i in range(100)], FOUND),
         Case("ssh on a port of its own", [flow(i, port=40022, service="ssh") for i in range(30)], FOUND),
         Case("spread over many hosts", [flow(i, port=22, peer=f"10.9.0.{i + 1}") for i in range(60)], QUIET),
     ],
