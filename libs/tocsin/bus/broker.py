@@ -6,10 +6,12 @@ itself, and wants a token that is made for this state folder.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +22,16 @@ from tocsin.contracts.errors import UnavailableError
 
 MAX_PAYLOAD = 1024 * 1024
 READY_TIMEOUT_S = 15.0
+
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal that this process gets when its parent dies."""
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when its parent dies; to be called between fork and exec. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def find_nats_server() -> str:
@@ -90,6 +102,8 @@ class Broker:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - sets a flag of the kernel, takes no lock
         )
         try:
             url = _wait_ready(process, ports, log)
@@ -98,6 +112,20 @@ class Broker:
             process.wait()
             raise
         return cls(process, url, token_file, folder)
+
+    @staticmethod
+    def address(folder: Path) -> str:
+        """Return the URL of the broker that runs with this folder.
+
+        Raises:
+            UnavailableError: ``broker_down``: none runs.
+        """
+        url = _read_ports(folder / "ports")
+        if url is None:
+            raise UnavailableError(
+                f"no broker runs with {folder}", reason="broker_down", advice="start one with `tocsin up`"
+            )
+        return url
 
     @property
     def port(self) -> int:
@@ -125,11 +153,17 @@ def _wait_ready(process: subprocess.Popen[bytes], ports: Path, log: Path) -> str
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
-        for file in ports.glob("*.ports"):
-            try:
-                return str(json.loads(file.read_text())["nats"][0])
-            except (ValueError, KeyError, IndexError):
-                continue  # half written
+        if (url := _read_ports(ports)) is not None:
+            return url
         time.sleep(0.005)
     tail = log.read_text(errors="replace")[-500:].strip() if log.exists() else "no log"
     raise UnavailableError(f"nats-server did not start: {tail}", reason="broker_failed", advice=f"see {log}")
+
+
+def _read_ports(ports: Path) -> str | None:
+    for file in ports.glob("*.ports"):
+        try:
+            return str(json.loads(file.read_text())["nats"][0])
+        except (OSError, ValueError, KeyError, IndexError):
+            continue  # half written, or just removed
+    return None

@@ -1,0 +1,1 @@
+"""The ``tocsin`` command: starts and drives all of it."""

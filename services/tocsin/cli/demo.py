@@ -1,0 +1,302 @@
+"""``tocsin demo``: start everything, let one real attack run its course, write it down, end everything."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from tocsin.analysis.labels import compare
+from tocsin.bus import Bus, stop_on_signal
+from tocsin.cli import report
+from tocsin.cli.exits import Exit
+from tocsin.cli.feed import STANDARD_INPUT, Fed, check_input, feed, open_input
+from tocsin.cli.job import Job, JobOutcome
+from tocsin.cli.livefire import CANARY, Traffic, drive
+from tocsin.cli.screen import Screen
+from tocsin.cli.stack import Stack, StackOptions
+from tocsin.contracts.catalogue import MONITOR_FIGURES
+from tocsin.contracts.errors import TocsinError, UnavailableError
+from tocsin.contracts.identifiers import Role, ServiceName
+from tocsin.contracts.observations import Finding
+from tocsin.contracts.operations import Figures, FiguresRequest
+from tocsin.evidence.verification import VerifiedDecision, verify
+from tocsin.telemetry import Metrics
+
+T = TypeVar("T")
+
+FIGURES_INTERVAL_S = 1.0
+LAST_FIGURES_S = 1.2
+"""Every process publishes its figures each second: wait for those that include the end of the story."""
+SENSORS_TIMEOUT_S = 10.0
+OUTCOMES = {
+    JobOutcome.RESPONDED: Exit.OK,
+    JobOutcome.NO_ANOMALIES: Exit.OK,
+    JobOutcome.BENIGN: Exit.OK,
+    JobOutcome.NOT_DECIDED: Exit.NOT_DECIDED,
+    JobOutcome.INCOMPLETE: Exit.INCOMPLETE,
+}
+
+
+class InterruptedRunError(TocsinError):
+    """A person or the system ended the run."""
+
+    reason = "interrupted"
+    exit_code = Exit.INTERRUPTED
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What to demonstrate, and where to write."""
+
+    folder: Path
+    """``runs/<time>``: the report, the logs and, while it runs, the state."""
+    source: str | None
+    """Input file, ``-``, or None for live fire."""
+    agents: int
+    hosts: int
+    port: int
+    keep_state: bool
+
+
+async def run_demo(options: DemoOptions, console: Console) -> Exit:
+    """Run the whole demonstration.
+
+    Raises:
+        TocsinError: what failed; everything that was started has been ended by then.
+    """
+    if options.source is not None:
+        check_input(options.source)
+    state = options.folder / "state"
+    interrupted = stop_on_signal()
+    stack: Stack | None = None
+    title = f"Tocsin: {options.source or 'live fire on loopback'}, {options.agents} agents"
+    try:
+        with Screen(console, title=title) as screen:
+            screen.begin("start", "the broker")
+            stack = await _unless(
+                interrupted,
+                Stack.prepare(
+                    StackOptions(
+                        state,
+                        options.folder / "logs",
+                        domain="demo.tocsin",
+                        agents=options.agents,
+                        hosts=options.hosts,
+                        port=options.port,
+                        log_level="warning",
+                    )
+                ),
+            )
+            settings, credentials = stack.bus_settings(ServiceName.CLI), stack.cli_credentials()
+            async with Bus(settings, credentials, Metrics()) as bus:
+                outcome, run, certificate = await _unless(interrupted, _perform(options, stack, bus, screen))
+        files = report.write(run, options.folder, certificate, stack.root.certificate_pem)
+        _summarise(console, run, files)
+        return OUTCOMES[outcome]
+    finally:
+        if stack is not None:
+            await stack.stop()
+        if not options.keep_state:
+            shutil.rmtree(state, ignore_errors=True)
+
+
+async def _perform(
+    options: DemoOptions, stack: Stack, bus: Bus, screen: Screen
+) -> tuple[JobOutcome, report.Run, bytes | None]:
+    """Start the services and agents, make the attack happen, follow the story, gather what is known."""
+    guardians = sum(agent.role is Role.GUARDIAN for agent in stack.agents)
+    job = Job(bus, guardians=guardians, tell=screen.tell)
+    await job.watch()
+    stack.start_services()
+    stack.start_hosts()
+    begun = time.monotonic()
+    await stack.wait_services(bus, screen.process)
+    roster = await stack.wait_agents(bus, screen.process)
+    epoch = await stack.install_epoch(bus, roster)
+    stack.timings_s["ready"] = time.monotonic() - begun
+    screen.done(
+        "start",
+        f"{len(stack.supervisor.children)} processes, {epoch.participants} agents, quorum {epoch.quorum}"
+        + ("" if epoch.byzantine_tolerant else f" (not Byzantine-tolerant: {epoch.why_not})"),
+    )
+    figures = bus.spawn(_show_figures(bus, screen), "figures")
+    fed, traffic = await _attack(options, stack, bus, job, screen)
+    expected = traffic is not None or bool(fed and fed.taken and fed.taken.findings)
+    outcome = await job.follow(expected=expected)
+    screen.begin("report", "gathering the last figures")
+    certificate, verified = await _certificate(bus, job, stack)
+    await asyncio.sleep(LAST_FIGURES_S)
+    figures.cancel()
+    run = report.Run(
+        outcome=outcome,
+        story=job.story,
+        source=options.source or "live fire",
+        fed=fed,
+        traffic=traffic,
+        comparison=compare(_findings(job), fed.labelled) if fed and fed.labelled else None,
+        figures=await _figures(bus),
+        epoch=epoch,
+        verified=verified,
+        timings_s=stack.timings_s,
+        ended_ns=time.time_ns(),
+    )
+    screen.done("report", str(options.folder))
+    return outcome, run, certificate
+
+
+async def _attack(
+    options: DemoOptions, stack: Stack, bus: Bus, job: Job, screen: Screen
+) -> tuple[Fed | None, Traffic | None]:
+    """Feed the input, or make traffic."""
+    if options.source is None:
+        await _sensors(stack, job)
+        targets = [sensor for sensor in job.story.sensors if sensor.imitates != CANARY]
+        screen.begin("input", f"traffic against {len(targets)} honeypots")
+        job.attack_begins()
+        traffic = await drive(job.story.sensors)
+        job.note(
+            "input",
+            f"{traffic.ordinary} ordinary connections, a scan of {traffic.scan} ports, "
+            f"{traffic.brute_force} log-in attempts",
+        )
+        return None, traffic
+    sentinel = next(agent.name for agent in stack.agents if agent.role is Role.SENTINEL)
+    screen.begin("input", f"reading {options.source}")
+    job.attack_begins()
+    name = "standard input" if options.source == STANDARD_INPUT else Path(options.source).name
+    with open_input(options.source) as stream:
+        fed = await feed(bus, sentinel, stream, name)
+    if fed.statistics:
+        job.note(
+            "input",
+            f"{fed.statistics.flows:,} connections, {fed.statistics.ids_alerts:,} IDS alerts, "
+            f"{fed.statistics.bad:,} bad lines",
+        )
+    return fed, None
+
+
+async def _sensors(stack: Stack, job: Job) -> None:
+    """Wait until every deception agent has announced a honeypot.
+
+    Raises:
+        UnavailableError: ``no_honeypots``.
+    """
+    expected = {agent.name for agent in stack.agents if agent.role is Role.DECEPTION}
+    deadline = time.monotonic() + SENSORS_TIMEOUT_S
+    while not expected <= {sensor.agent for sensor in job.story.sensors}:
+        if time.monotonic() > deadline:
+            raise UnavailableError("the deception agents opened no honeypots", reason="no_honeypots")
+        await asyncio.sleep(0.05)
+
+
+async def _certificate(bus: Bus, job: Job, stack: Stack) -> tuple[bytes | None, VerifiedDecision | None]:
+    """Fetch the decision's certificate and verify it as anyone would: with the root alone."""
+    decision = job.story.decision
+    if decision is None or decision.object_name is None:
+        return None, None
+    data = await bus.get_certificate(decision.object_name)
+    verified = await asyncio.to_thread(verify, data, stack.root.certificate_pem)
+    return data, verified
+
+
+def _findings(job: Job) -> list[Finding]:
+    return job.story.findings
+
+
+async def _figures(bus: Bus) -> Figures | None:
+    return await bus.request(MONITOR_FIGURES, FiguresRequest(), timeout_s=3.0)
+
+
+async def _show_figures(bus: Bus, screen: Screen) -> None:
+    while True:
+        await asyncio.sleep(FIGURES_INTERVAL_S)
+        try:
+            screen.figures(await bus.request(MONITOR_FIGURES, FiguresRequest(), timeout_s=3.0))
+        except UnavailableError:
+            continue  # a busy second; the next one shows it
+
+
+async def _unless(interrupted: asyncio.Event, work: Awaitable[T]) -> T:
+    """Do the work unless a signal comes first.
+
+    Raises:
+        InterruptedRunError: it came.
+    """
+    doing = asyncio.ensure_future(work)
+    signalled = asyncio.ensure_future(interrupted.wait())
+    try:
+        await asyncio.wait({doing, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)
+        raise InterruptedRunError("interrupted; everything that was started has been ended")
+    finally:
+        signalled.cancel()
+
+
+def _summarise(console: Console, run: report.Run, files: list[Path]) -> None:
+    """Print the one summary."""
+    story, total = run.story, report.totals(run.figures)
+    lines = [("outcome", report.VERDICTS[run.outcome])]
+    if story.alerts:
+        lines.append(("alerts", f"{len(story.alerts)}; strongest: {_strongest(story.findings)}"))
+    if story.assessment and story.allocation:
+        a, best = story.assessment, story.allocation.scores[0]
+        lines.append(
+            (
+                "assessment",
+                f"{a.subject} {a.verdict.value}, confidence {a.confidence:.2f}, {a.technique.id} {a.technique.name}",
+            )
+        )
+        models = ", ".join(f"{s.model} {s.baseline_quantile:.0%}" for s in (a.quantum, *a.classical))
+        lines.append(("scores", f"share of the baseline below it: {models}"))
+        lines.append(
+            (
+                "QPU",
+                f"{best.qpu}, composite {best.composite:.3f} = 0.3 x {best.performance:.2f} + 0.25 x "
+                f"{best.availability:.2f} + 0.25 x {best.coherence:.2f} + 0.2 x {best.connectivity:.2f}",
+            )
+        )
+    if story.decision:
+        d = story.decision
+        name = d.option.text if d.option else d.why
+        lines.append(("decision", f"{name}: {d.ballots_for} ballots, quorum {d.quorum} of {d.participants}"))
+    if run.verified:
+        lines.append(("certificate", f"verified offline, {run.verified.ballots_verified} ballots"))
+    if story.delivery:
+        lines.append(
+            ("delivery", f"{story.delivery.delivered} of {story.delivery.due} agents, proven by receipts")
+        )
+    if story.actuations:
+        lines.append(("actuation", f"{len(story.actuations)} guardians, dry run"))
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:.0f} ms" for name, value in story.latencies_ms.items())
+    if shown:
+        lines.append(("latency", shown))
+    rejected = sum(total["envelopes_rejected"].values())
+    lines.append(
+        (
+            "envelopes",
+            f"signed {total['envelopes_signed']:,} in batches of {total['mean_batch']}, verified "
+            f"{total['envelopes_verified']:,}, rejected {rejected:,}",
+        )
+    )
+    lines.append(("start-up", ", ".join(f"{name} {value:.1f} s" for name, value in run.timings_s.items())))
+    lines.append(("files", ", ".join(str(path) for path in files)))
+    console.print()
+    for label, text in lines:
+        console.print(f"[bold]{label:12}[/bold]{text}", soft_wrap=True, highlight=False)
+
+
+def _strongest(findings: list[Finding]) -> str:
+    if not findings:
+        return "none with a finding"
+    best = max(findings, key=lambda finding: finding.score)
+    return f"{best.kind.value} by {best.subject} ({best.score:.2f})"

@@ -1,0 +1,303 @@
+"""The command line: thin functions over the modules beside this one.
+
+An error is one line on standard error that says what went wrong and what to do; its code is in
+:mod:`tocsin.cli.exits`. A defect of ours shows its trace only with ``TOCSIN_TRACEBACK=1``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import platformdirs
+import typer
+import uvloop
+from rich.console import Console
+
+from tocsin.bus import Broker, Bus, BusSettings, Credentials, stop_on_signal
+from tocsin.bus.service import VERSION
+from tocsin.cli import authority, doctor, tail
+from tocsin.cli.exits import Exit
+from tocsin.cli.inspect import inspect, parse
+from tocsin.contracts.errors import InvalidInputError, TocsinError, UnavailableError
+from tocsin.contracts.identifiers import ServiceName, SpiffeId
+from tocsin.crypto import Authority, TrustStore, select_backend
+from tocsin.telemetry import Metrics, configure_logging
+
+app = typer.Typer(
+    help="Coordinate fleets of security agents: signed, decided by vote, provably delivered.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+decision_app = typer.Typer(help="Decisions and their certificates.", no_args_is_help=True)
+envelope_app = typer.Typer(help="Envelopes: what travels on the bus.", no_args_is_help=True)
+ca_app = typer.Typer(help="The certificate authority of an installation.", no_args_is_help=True)
+app.add_typer(decision_app, name="decision")
+app.add_typer(envelope_app, name="envelope")
+app.add_typer(ca_app, name="ca")
+
+DEFAULT_STATE = Path(platformdirs.user_state_dir("tocsin"))
+StateOption = Annotated[Path, typer.Option(help="State folder of `tocsin up`.")]
+AgentsOption = Annotated[int, typer.Option(help="How many agents, of all eight roles.")]
+HostsOption = Annotated[int, typer.Option(help="How many agent hosts (processes) carry them.")]
+PortOption = Annotated[int, typer.Option(help="Port of the embedded broker; -1 takes a free one.")]
+
+
+@app.command()
+def demo(
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--input", help="Suricata EVE or Zeek conn.log, or - for standard input; without it, live fire."
+        ),
+    ] = None,
+    agents: AgentsOption = 40,
+    hosts: HostsOption = 4,
+    runs: Annotated[Path, typer.Option(help="Where the folder of this run is made.")] = Path("runs"),
+    port: PortOption = -1,
+    keep_state: Annotated[bool, typer.Option(help="Keep the keys and the broker's files of the run.")] = False,
+) -> None:
+    """Run the main job: one real attack becomes one decided, delivered, verifiable response."""
+    from tocsin.cli.demo import DemoOptions, run_demo  # what it starts is imported when it is needed
+
+    folder = _run_folder(runs)
+    configure_logging("demo", level="error")
+    options = DemoOptions(folder, source, agents, hosts, port, keep_state)
+    raise typer.Exit(_run(run_demo(options, Console())))
+
+
+@app.command()
+def up(
+    state: StateOption = DEFAULT_STATE,
+    agents: AgentsOption = 40,
+    hosts: HostsOption = 4,
+    port: PortOption = -1,
+    domain: Annotated[str, typer.Option(help="Trust domain of the installation.")] = "tocsin.local",
+    key_scope: Annotated[
+        str, typer.Option(help="host: agents share their host's key; agent: a key each.")
+    ] = "host",
+) -> None:
+    """Start everything on this machine, until Ctrl-C."""
+    from tocsin.cli.stack import StackOptions
+    from tocsin.cli.up import run_up
+
+    if key_scope not in {"host", "agent"}:
+        raise InvalidInputError(f"--key-scope is host or agent, not {key_scope!r}", reason="bad_key_scope")
+    configure_logging("up", level="error")
+    options = StackOptions(
+        state.absolute(),
+        state.absolute() / "logs",
+        domain=domain,
+        agents=agents,
+        hosts=hosts,
+        port=port,
+        key_scope=key_scope,
+    )
+    raise typer.Exit(_run(run_up(options, Console())))
+
+
+@app.command("tail")
+def tail_command(
+    subject: Annotated[str, typer.Argument(help="Subject or pattern, e.g. 'event.>' or 'deliver.all'.")] = ">",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a message.")] = False,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Print verified messages as they travel, until Ctrl-C."""
+    tail.matching(subject)
+
+    async def run() -> Exit:
+        configure_logging("tail", level="error")
+        async with _bus(state) as bus:
+            await tail.tail(bus, subject, as_json=as_json, show=_show, until=stop_on_signal())
+        return Exit.OK
+
+    raise typer.Exit(_run(run()))
+
+
+@decision_app.command("verify")
+def decision_verify(
+    file: Annotated[Path, typer.Argument(help="The certificate.")],
+    root: Annotated[Path, typer.Option(help="The root's certificate, PEM.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was verified as JSON.")] = False,
+) -> None:
+    """Check a decision's certificate offline: no broker, no service, only the root."""
+    from tocsin.evidence.verification import verify
+
+    verified = verify(_read(file), _read(root))
+    if as_json:
+        _show(verified.json())
+        return
+    counted = f"quorum {verified.quorum} of {verified.participants}"
+    tolerant = "yes" if verified.byzantine_tolerant else f"no: {verified.why_not}"
+    domain = SpiffeId.parse(verified.proposer).domain
+    _show(f"valid      {verified.option.text}")
+    _show(f"decision   {verified.decision.hex()}")
+    _show(f"proposed   by {verified.proposer}")
+    _show(f"ballots    {verified.ballots_verified} by distinct participants; {counted}")
+    _show(f"committed  by {len(verified.instances)} of {verified.instances_total} consensus instances")
+    _show(f"epoch      {verified.epoch} of trust domain {domain}")
+    _show(f"tolerates  {verified.tolerated_faults} hostile agents; Byzantine-tolerant: {tolerant}")
+    _show(f"signatures {verified.signatures_verified} verified in full; revocation {verified.revocation}")
+
+
+@envelope_app.command("inspect")
+def envelope_inspect(
+    file: Annotated[Path, typer.Argument(help="The envelope's bytes, or their hexadecimal text.")],
+    root: Annotated[Path | None, typer.Option(help="The root's certificate, PEM.")] = None,
+    chain: Annotated[Path | None, typer.Option(help="The sender's certificate chain (.chain).")] = None,
+) -> None:
+    """Show what is in an envelope and, given the sender's chain, whether its signature holds."""
+    from tocsin.bus.credentials import decode_chain
+
+    trust = TrustStore(_read(root)) if root else None
+    if trust and chain:
+        trust.add_chain(decode_chain(_read(chain)))
+    _show(json.dumps(inspect(parse(_read(file)), trust), indent=2))
+
+
+@ca_app.command("init")
+def ca_init(
+    folder: Annotated[Path, typer.Argument(help="Where the authority is made.")],
+    domain: Annotated[str, typer.Option(help="Trust domain.")] = "tocsin.local",
+) -> None:
+    """Make a root and the intermediate that may certify agents and hosts only."""
+    root = authority.create(folder, domain)
+    fingerprint = TrustStore(root.certificate_pem).root_fingerprint
+    _show(f"{folder / 'root.pem'}  {root.id}  SHA-256 {fingerprint}")
+    _show(f"keep {folder / 'root.key'} offline: it is needed to certify services and to sign epochs")
+
+
+@ca_app.command("issue")
+def ca_issue(
+    folder: Annotated[Path, typer.Argument(help="Folder of the authority.")],
+    service: Annotated[ServiceName, typer.Option(help="The service to certify.")],
+    out: Annotated[Path, typer.Option(help="Where key, chain and ca.pem are written.")],
+    instance: Annotated[str, typer.Option(help="Name of the instance.")] = "0",
+) -> None:
+    """Certify one instance of a service."""
+    root = Authority.load(folder, authority.ROOT)
+    credentials = authority.issue_service(root, service, instance, out)
+    _show(f"{out / f'{service.value}-{instance}.chain'}  {credentials.id}")
+
+
+@app.command("doctor")
+def doctor_command(
+    state: StateOption = DEFAULT_STATE, as_json: Annotated[bool, typer.Option("--json")] = False
+) -> None:
+    """Say what is here, what is missing, and which versions."""
+    findings = doctor.examine(state)
+    if as_json:
+        _show(json.dumps([{"what": f.what, "ok": f.ok, "detail": f.detail} for f in findings], indent=2))
+    else:
+        for finding in findings:
+            mark = {True: "ok     ", False: "MISSING", None: "note   "}[finding.ok]
+            _show(f"{mark} {finding.what:20} {finding.detail}")
+    if any(finding.ok is False for finding in findings):
+        raise typer.Exit(Exit.UNAVAILABLE)
+
+
+@app.command("version")
+def version_command() -> None:
+    """Print the version."""
+    _show(VERSION)
+
+
+def main() -> None:
+    """Run the command; errors become one line and a documented exit code."""
+    sys.exit(_guarded(lambda: app(standalone_mode=False)))
+
+
+def _guarded(command: Callable[[], object]) -> int:  # noqa: PLR0911 - one return for each way to end
+    try:
+        code = command()
+    except TocsinError as error:
+        advice = error.advice()
+        sys.stderr.write(f"tocsin: {error}{f' ({advice})' if advice else ''}\n")
+        return error.exit_code
+    except typer.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # `tocsin tail | head`: the reader has had enough. Nothing is left to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a defect is said, in one line
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # the command line's own complaints
+            error.show()
+            return int(error.exit_code)
+        sys.stderr.write(f"tocsin: a defect of Tocsin: {type(error).__name__}: {error}\n")
+        if os.environ.get("TOCSIN_TRACEBACK"):
+            traceback.print_exc()
+        return Exit.BUG
+    return code if isinstance(code, int) else Exit.OK
+
+
+def _run(work: Awaitable[Exit]) -> Exit:
+    async def run() -> Exit:
+        return await work
+
+    return uvloop.run(run())
+
+
+def _run_folder(runs: Path) -> Path:
+    """Make a folder named after the present; a second run in the same second gets a suffix."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+        folder = (runs / f"{stamp}{suffix}").absolute()
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot write to {runs}: {error.strerror}",
+                reason="not_writable",
+                advice="choose another with --runs",
+            ) from error
+        return folder
+    time.sleep(1)
+    return _run_folder(runs)
+
+
+def _bus(state: Path) -> Bus:
+    """Open the bus of a running `tocsin up` with its cli credentials."""
+    broker = Broker.address(state / "broker")
+    folder = state / "credentials" / ServiceName.CLI.value
+    settings = BusSettings(
+        nats_url=broker, nats_token_file=state / "broker" / "token", credentials_dir=folder, connect_timeout_s=5
+    )
+    backend = select_backend(settings.signature_backend)
+    root_domain = Credentials.load(folder, None, "cli-0", backend).id.domain
+    spiffe_id = SpiffeId.service(root_domain, ServiceName.CLI, "0")
+    return Bus(settings, Credentials.load(folder, spiffe_id, "cli-0", backend), Metrics())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _no_input(path, error) from error
+
+
+def _no_input(path: Path, error: OSError) -> TocsinError:
+    from tocsin.cli.feed import NoInputError
+
+    return NoInputError(f"cannot read {path}: {error.strerror}")
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""``tocsin up``: everything on this machine, until a signal; what ends meanwhile is started again."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rich.console import Console
+
+from tocsin.bus import Bus, stop_on_signal
+from tocsin.cli.exits import Exit
+from tocsin.cli.stack import Stack, StackOptions
+from tocsin.contracts.identifiers import ServiceName
+from tocsin.telemetry import Metrics
+
+CHECK_INTERVAL_S = 0.5
+
+
+async def run_up(options: StackOptions, console: Console) -> Exit:
+    """Start the stack and keep it running.
+
+    Raises:
+        TocsinError: it did not come up, or a process keeps ending; everything has been ended by then.
+    """
+    stop = stop_on_signal()
+    stack = await Stack.prepare(options)
+    try:
+        async with Bus(stack.bus_settings(ServiceName.CLI), stack.cli_credentials(), Metrics()) as bus:
+            starting = asyncio.create_task(_start(stack, bus, console))
+            signalled = asyncio.create_task(stop.wait())
+            await asyncio.wait({starting, signalled}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+                return Exit.OK
+            starting.result()
+            while not stop.is_set():
+                for name in stack.supervisor.restart_ended():
+                    console.print(f"{name} had ended and was started again")
+                try:
+                    async with asyncio.timeout(CHECK_INTERVAL_S):
+                        await stop.wait()
+                except TimeoutError:
+                    continue
+    finally:
+        console.print("stopping …")
+        await stack.stop()
+    return Exit.OK
+
+
+async def _start(stack: Stack, bus: Bus, console: Console) -> None:
+    def progress(what: str, state: str) -> None:
+        if state == "ready":
+            console.print(f"  {what} ready")
+
+    stack.start_services()
+    stack.start_hosts()
+    await stack.wait_services(bus, progress)
+    roster = await stack.wait_agents(bus, progress)
+    epoch = await stack.install_epoch(bus, roster)
+    url_file = stack.api_token_file.parent / "url"
+    console.print(
+        f"[bold]Tocsin is up[/bold]: {epoch.participants} agents on {stack.options.hosts} hosts, quorum {epoch.quorum}"
+    )
+    for label, value in (
+        ("broker", f"{stack.broker.url}  (token in {stack.broker.token_file})"),
+        (
+            "REST",
+            f"{url_file.read_text().strip()}  (token in {stack.api_token_file})" if url_file.exists() else "-",
+        ),
+        ("root", str(stack.options.state / "ca" / "root.pem")),
+        ("logs", str(stack.options.logs)),
+    ):
+        console.print(f"  {label:7} {value}", soft_wrap=True, highlight=False)
+    console.print(
+        "Ctrl-C ends it. Try: tocsin tail 'event.>' --state " + str(stack.options.state), soft_wrap=True
+    )
