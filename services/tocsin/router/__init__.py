@@ -1,0 +1,1 @@
+"""The message plane: verify, authorise, forward, prove delivery."""

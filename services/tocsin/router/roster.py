@@ -1,0 +1,65 @@
+"""Who is enrolled: fleet's signed records, kept at hand and read again every few seconds.
+
+An agent that enrolled since the last reading is not known yet; what the broker holds without fleet's
+signature never is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from tocsin.bus import Bus
+from tocsin.contracts.catalogue import AGENTS
+from tocsin.contracts.errors import TocsinError
+from tocsin.contracts.fleet import AgentRecord
+from tocsin.contracts.identifiers import Role
+
+
+class Roster:
+    """The enrolled agents as they were last read."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._metrics = bus.metrics
+        self._records = bus.records(AGENTS)
+        self._agents: dict[str, AgentRecord] = {}
+        self._reading = asyncio.Lock()
+
+    @property
+    def agents(self) -> Iterable[AgentRecord]:
+        """All agents."""
+        return self._agents.values()
+
+    def role_of(self, name: str) -> Role | None:
+        """Return the role of an agent, None for a name that nobody has."""
+        record = self._agents.get(name)
+        return record.role if record is not None else None
+
+    async def refresh(self) -> None:
+        """Read them anew; whoever asks meanwhile waits for this reading and then reads again.
+
+        Raises:
+            UnavailableError: the broker is away; what was read before stays.
+        """
+        async with self._reading:
+            self._agents = await self._records.all()
+        self._metrics.gauge("roster_agents", len(self._agents))
+
+    async def refresh_within(self, timeout_s: float) -> None:
+        """Read them anew if that is quick; else go on with what is known."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.refresh()
+        except TimeoutError:
+            self._metrics.count("roster_failures.timeout")
+        except TocsinError as error:
+            self._metrics.count(f"roster_failures.{error.reason}")
+
+    async def keep(self, *, pause_s: float) -> None:
+        """Read them again and again."""
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await self.refresh()
+            except TocsinError as error:
+                self._metrics.count(f"roster_failures.{error.reason}")

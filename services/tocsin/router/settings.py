@@ -1,0 +1,39 @@
+"""What a router is told, from the environment (prefix ``TOCSIN_``)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from tocsin.bus import BusSettings
+
+
+class RouterSettings(BusSettings):
+    """How long an emergency is pursued, and how much is remembered."""
+
+    retry_first_s: Annotated[float, Field(ge=0.01, le=60)] = Field(
+        0.5, description="Pause before an emergency is sent again to those missing, in seconds; it doubles."
+    )
+    retry_max_s: Annotated[float, Field(ge=0.01, le=60)] = Field(
+        2.0, description="Longest such pause, in seconds."
+    )
+    delivery_deadline_s: Annotated[float, Field(ge=0.05, le=3600)] = Field(
+        10.0, description="When an emergency's account is closed with whoever is missing, in seconds."
+    )
+    max_emergencies: Annotated[int, Field(ge=1, le=4096)] = Field(
+        256, description="Emergencies tracked at once; those beyond are forwarded and not tracked."
+    )
+    roster_refresh_s: Annotated[float, Field(ge=0.1, le=60)] = Field(
+        2.0, description="Pause between two readings of the enrolled agents, in seconds."
+    )
+    roster_wait_s: Annotated[float, Field(ge=0.01, le=5)] = Field(
+        0.5,
+        description="How long an emergency waits for the agents to be read anew when nobody is due, seconds.",
+    )
+    refusals_per_sender_per_s: Annotated[int, Field(ge=1, le=1000)] = Field(
+        5, description="Refusals that one sender is told each second; the rest are counted and audited only."
+    )
+    max_refusals_waiting: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        1024, description="Refusals that wait to be published; those beyond are counted and audited only."
+    )
