@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own, which we lack
+import psutil
 
 from tocsin.contracts.operations import LatencySummary, MetricsSnapshot
 from tocsin.telemetry.latency import MAX_SAMPLE_MS, summarise_valid
