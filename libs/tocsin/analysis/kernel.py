@@ -32,7 +32,7 @@ MAX_CIRCUITS = 2048
 BANDWIDTH = 0.4
 """Factor on the angles. Without one the kernel concentrates: every two samples look equally unlike, and shots
 cannot tell (Shaydulin and Wild, arXiv 2111.05451). Chosen among 0.3 to 1 on synthetic clusters at 2 to 6
-qubits, 16 baseline samples and 1,024 shots, by the AUC of a one-class SVM (at 6 qubits .70 against .52 at 1)."""
+qubits, 16 baseline samples and 1,024 shots, by the AUC of a one-class SVM (6 qubits: .70 against .52 at 1)."""
 
 
 def template(qubits: int) -> QuantumCircuit:

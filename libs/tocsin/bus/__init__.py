@@ -16,6 +16,7 @@ from tocsin.bus.service import (
     read_settings,
     run_guarded,
     run_service,
+    serve_health,
     stop_on_signal,
     subscribes,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "read_settings",
     "run_guarded",
     "run_service",
+    "serve_health",
     "stop_on_signal",
     "subscribes",
 ]

@@ -55,6 +55,7 @@ from tocsin.contracts.errors import (
     ConflictError,
     DeniedError,
     InvalidInputError,
+    InvariantBrokenError,
     TocsinError,
     UnavailableError,
 )
@@ -103,6 +104,7 @@ class Bus:
         self._rejections = RejectionLog(self.metrics)
         self._tasks: set[asyncio.Task[None]] = set()
         self._intakes: list[Intake] = []
+        self._on_identities: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._consumers: list[Consumer] = []
         self._connection: Connection | None = None
         self._second: Connection | None = None
@@ -449,7 +451,14 @@ class Bus:
             kind, result = error_reply(error)
         else:
             kind = request.reply_type
-        return await self.make(kind, result, audience=audience, correlation=context.id, sender=me)
+        try:
+            return await self.make(kind, result, audience=audience, correlation=context.id, sender=me)
+        except InvalidInputError as error:
+            # An answer that cannot travel: the asker is told so, rather than left to wait.
+            self.metrics.count("handler_failures")
+            log.exception("answer_refused", line=request.verb)
+            kind, result = error_reply(InvariantBrokenError(str(error), reason=error.reason))
+            return await self.make(kind, result, audience=audience, correlation=context.id, sender=me)
 
     async def consume(
         self,
@@ -533,6 +542,10 @@ class Bus:
         """Return the signed records of a bucket."""
         return Records(self, bucket)
 
+    def on_identities(self, again: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Call ``again`` whenever a certificate has become known: for whoever keeps what waits for one."""
+        self._on_identities.append(again)
+
     async def put_identity(self, spiffe_id: SpiffeId, chain: tuple[bytes, ...]) -> None:
         """Make a certificate chain known to everyone."""
         if self._directory is None:
@@ -568,6 +581,8 @@ class Bus:
     def _identities_changed(self) -> None:
         for intake in self._intakes:
             intake.identities_changed()
+        for again in self._on_identities:
+            self.spawn(again(), "identities changed")
 
     def _all_signers(self) -> list[BatchSigner]:
         return [self._main_signer, *self._signers.values()]

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import nats
 import nats.errors
+import nats.protocol.parser
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -31,6 +33,15 @@ SUBSCRIPTION_MESSAGES = 65_536
 SUBSCRIPTION_BYTES = 64 * 1024 * 1024
 """A subscription's line; a message beyond it is dropped by the client and counted as a slow consumer."""
 JETSTREAM_TIMEOUT_S = 5.0
+
+# The client's parser splits a control line at any white space, the broker at spaces and tabs only. With its own
+# patterns a vertical tab in a subject ends the connection, or moves the message to another subscription.
+nats.protocol.parser.MSG_RE = re.compile(
+    rb"\AMSG[ \t]+([^ \t\r\n]+)[ \t]+([^ \t\r\n]+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)\r\n"
+)
+nats.protocol.parser.HMSG_RE = re.compile(
+    rb"\AHMSG[ \t]+([^ \t\r\n]+)[ \t]+([^ \t\r\n]+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)[ \t]+(\d+)\r\n"
+)
 
 
 async def wait_for_socket(url: str, *, timeout_s: float) -> None:
@@ -70,6 +81,21 @@ def translate(error: Exception, what: str) -> TocsinError:
     return UnavailableError(f"{what}: {type(error).__name__} {error}"[:300], reason="broker_unavailable")
 
 
+class _Client(Client):
+    """The client, made to outlive a message that it cannot read.
+
+    A subject that is no UTF-8, or a header of eight bytes, raises inside the client's read loop and ends it
+    while the connection looks alive (nats.py 2.16, ``_read_loop``): one publication would silence every
+    subscriber. Here such a message is counted and dropped.
+    """
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        try:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next message must be read
+            await self._error_cb(error)
+
+
 class Connection:
     """A NATS connection with JetStream. Make it with :meth:`open`."""
 
@@ -90,7 +116,7 @@ class Connection:
             UnavailableError: the broker does not listen or refuses the credentials.
         """
         await wait_for_socket(settings.nats_url, timeout_s=settings.connect_timeout_s)
-        client = Client()
+        client = _Client()
         connection = cls(client, metrics, label)
         token = read(settings.nats_token_file).decode().strip() if settings.nats_token_file else None
 

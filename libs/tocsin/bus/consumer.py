@@ -22,9 +22,9 @@ from nats.js import JetStreamContext, api
 from tocsin.bus.connection import Connection, translate
 from tocsin.bus.intake import Handler, Reject
 from tocsin.bus.opener import Arrival, Context, Opener
-from tocsin.bus.replay import DuplicateError
+from tocsin.bus.replay import ClaimedError, DuplicateError
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import MessageClass, Subject
+from tocsin.contracts.catalogue import READER_AUDIENCE, MessageClass, Subject
 from tocsin.contracts.errors import (
     DeniedError,
     InvalidInputError,
@@ -68,6 +68,7 @@ class Consumer:
         self._concurrency = concurrency
         self._busy: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
+        self._subscription: JetStreamContext.PullSubscription | None = None
         self._ack_wait_s = 30.0
 
     async def start(
@@ -85,6 +86,7 @@ class Consumer:
             )
         except (TimeoutError, nats.errors.Error) as error:
             raise translate(error, f"consumer {config.durable_name}") from error
+        self._subscription = subscription
         self._loop = spawn(self._run(subscription), f"consumer {config.durable_name}")
 
     async def stop(self) -> None:
@@ -96,6 +98,10 @@ class Consumer:
             await asyncio.wait(self._busy, timeout=5.0)
         for task in self._busy:
             task.cancel()
+        if self._subscription is not None:
+            # Left to the connection's drain, a pull subscription would hold it up until its timeout.
+            with contextlib.suppress(nats.errors.Error):
+                await self._subscription.unsubscribe()
 
     async def _run(self, subscription: JetStreamContext.PullSubscription) -> None:
         slots = asyncio.Semaphore(self._concurrency)
@@ -134,11 +140,20 @@ class Consumer:
             # An acknowledgement that is lost brings the message again: the ledger drops it.
             try:
                 body, context = await self._open(message)
+            except ClaimedError:
+                # The other copy's handler may yet fail: then this one is needed.
+                await message.nak(delay=RETRY_PAUSE_S)
+                return
             except DuplicateError:
                 self._metrics.count(f"duplicates.{self._subject.name}")
                 await message.ack()
                 return
             except TERMINAL as error:
+                if error.reason == "wrong_audience" and self._subject.audience == READER_AUDIENCE:
+                    # A stream that several read: what is for others is no offence.
+                    self._metrics.count(f"for_others.{self._subject.name}")
+                    await message.ack()
+                    return
                 self._reject(error, message.subject, message.data)
                 await message.term()
                 return

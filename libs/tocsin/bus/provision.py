@@ -8,11 +8,10 @@ from nats.js import JetStreamContext, api
 
 from tocsin.bus.connection import Connection, translate
 from tocsin.bus.settings import BusSettings
-from tocsin.contracts.catalogue import AGENTS, CERTIFICATES, IDENTITIES, PREFIX, STREAMS
+from tocsin.contracts.catalogue import BUCKETS, CERTIFICATES, IDENTITIES, PREFIX, STREAMS
 from tocsin.telemetry import Metrics
 
 DUPLICATE_WINDOW_S = 120
-BUCKETS = (IDENTITIES, AGENTS.name)
 CERTIFICATES_MAX_BYTES = 4 * 1024**3
 
 
@@ -35,9 +34,12 @@ async def provision(settings: BusSettings, metrics: Metrics) -> None:
                     description=stream.doc,
                 ),
             )
-        for bucket in BUCKETS:
+        ages = {IDENTITIES: 0} | {bucket.name: bucket.max_age_s for bucket in BUCKETS}
+        for name, max_age_s in ages.items():
             await connection.js.create_key_value(
-                config=api.KeyValueConfig(bucket=bucket, history=1, storage=api.StorageType.FILE)
+                config=api.KeyValueConfig(
+                    bucket=name, history=1, ttl=float(max_age_s) or None, storage=api.StorageType.FILE
+                )
             )
         await connection.js.create_object_store(
             CERTIFICATES,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import nats.errors
@@ -17,6 +19,7 @@ from nats.js.kv import KeyValue
 from tocsin.bus.connection import translate
 from tocsin.bus.envelope import decode_body, encode_body
 from tocsin.bus.opener import Arrival
+from tocsin.bus.watch import BucketWatch
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import Bucket, RecordBody
 from tocsin.contracts.errors import ConflictError, TocsinError, UntrustedError
@@ -25,6 +28,23 @@ if TYPE_CHECKING:
     from tocsin.bus.client import Bus
 
 M = TypeVar("M", bound=Message)
+
+MAX_WAITING = 4096
+"""Followed records whose writer's certificate is not known yet; those beyond are refused."""
+
+CHANGE_ATTEMPTS = 8
+"""How often a change starts anew because somebody else wrote meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held(Generic[M]):
+    """What stands under a key."""
+
+    value: M | None
+    last: int | None
+    """The broker's revision to compare with; None where nothing stands."""
+    revision: int
+    """The record's own revision, to go beyond."""
 
 
 class Records(Generic[M]):
@@ -35,6 +55,7 @@ class Records(Generic[M]):
         self._bucket = bucket
         self._kind = cast("Bucket[Message]", bucket)
         self._seen: dict[str, int] = {}
+        self._waiting: dict[str, bytes] = {}
 
     async def get(self, key: str) -> M | None:
         """Return the record, or None.
@@ -49,15 +70,8 @@ class Records(Generic[M]):
 
     async def all(self) -> dict[str, M]:
         """Return every record that holds; those that do not are rejected and left out."""
-        try:
-            kv = await self._kv()
-            keys = await kv.keys()
-        except nats.js.errors.NoKeysError:
-            return {}
-        except (TimeoutError, nats.errors.Error) as error:
-            raise translate(error, self._bucket.name) from error
         found: dict[str, M] = {}
-        for key in keys:
+        for key in await self.keys():
             entry = await self._entry(key)
             if entry is None or not entry.value:
                 continue
@@ -67,30 +81,107 @@ class Records(Generic[M]):
                 self._bus.reject(error, f"{self._bucket.name}/{key}", entry.value)
         return found
 
+    async def follow(self, changed: Callable[[str, M], None]) -> None:
+        """Call ``changed`` with every record that holds, now and whenever one is written.
+
+        Returns once what the bucket holds now is through. A record may come again. One whose writer is not
+        known yet waits for the certificate; any other that does not hold is rejected and left out.
+
+        Raises:
+            UnavailableError: the broker has no such bucket.
+        """
+
+        async def learn(key: str, data: bytes) -> None:
+            self._waiting.pop(key, None)
+            try:
+                value = (await self._open(key, data))[1]
+            except TocsinError as error:
+                if error.reason == "unknown_key" and len(self._waiting) < MAX_WAITING:
+                    self._waiting[key] = data
+                    return
+                self._bus.reject(error, f"{self._bucket.name}/{key}", data)
+            else:
+                changed(key, value)
+
+        async def learn_waiting() -> None:
+            for key, data in list(self._waiting.items()):
+                await learn(key, data)
+
+        self._bus.on_identities(learn_waiting)
+        watch = BucketWatch(self._bus.connection, self._bucket.name, learn, self._bus.metrics)
+        await watch.start(self._bus.spawn, timeout_s=self._bus.settings.connect_timeout_s)
+
     async def put(self, key: str, value: M) -> int:
         """Write the next revision by compare-and-set; return it.
 
         Raises:
             ConflictError: ``stale``: somebody else wrote meanwhile.
         """
+        return await self._write(key, value, await self._read(key))
+
+    async def change(self, key: str, change: Callable[[M | None], M | None]) -> M | None:
+        """Read a record, change it and write it by compare-and-set.
+
+        Args:
+            key: of the record.
+            change: makes the new value of the present one (None: there is none that holds); returns None to
+                leave it. Called again, with what stands then, when somebody else wrote meanwhile.
+
+        Returns:
+            what was written, or None.
+
+        Raises:
+            ConflictError: ``stale``: others wrote, again and again.
+        """
+        for attempt in range(CHANGE_ATTEMPTS):
+            held = await self._read(key)
+            value = change(held.value)
+            if value is None:
+                return None
+            try:
+                await self._write(key, value, held)
+            except ConflictError:
+                if attempt == CHANGE_ATTEMPTS - 1:
+                    raise
+            else:
+                return value
+        return None
+
+    async def keys(self) -> frozenset[str]:
+        """Return the keys that stand in the bucket, whether their records hold or not."""
+        try:
+            return frozenset(await (await self._kv()).keys())
+        except nats.js.errors.NoKeysError:
+            return frozenset()
+        except (TimeoutError, nats.errors.Error) as error:
+            raise translate(error, self._bucket.name) from error
+
+    def forget(self, key: str) -> None:
+        """Drop what is remembered of a key that will not be read again."""
+        self._seen.pop(key, None)
+
+    async def _read(self, key: str) -> _Held[M]:
         entry = await self._entry(key)
-        revision, last = 1, None
+        value, last, revision = None, None, 0
         if entry is not None and entry.value:
             last = entry.revision
             try:
-                revision = (await self._open(key, entry.value))[0] + 1
-            except UntrustedError as error:
+                revision, value = await self._open(key, entry.value)
+            except TocsinError as error:
                 # What stands there is not ours to build on, but a forgery must not block the true record.
                 self._bus.reject(error, f"{self._bucket.name}/{key}", entry.value)
-        revision = max(revision, self._seen.get(key, 0) + 1)
+        return _Held(value, last, max(revision, self._seen.get(key, 0)))
+
+    async def _write(self, key: str, value: M, held: _Held[M]) -> int:
+        revision = held.revision + 1
         body = RecordBody(bucket=self._bucket.name, key=key, revision=revision, value=encode_body(value))
         sent = await self._bus.make(self._kind.message_type, body, audience=f"record.{self._bucket.name}")
         try:
             kv = await self._kv()
-            if last is None:
+            if held.last is None:
                 await kv.create(key, sent.data)
             else:
-                await kv.update(key, sent.data, last=last)
+                await kv.update(key, sent.data, last=held.last)
         except nats.js.errors.KeyWrongLastSequenceError as error:
             raise ConflictError(f"{self._bucket.name}/{key} changed meanwhile", reason="stale") from error
         except (TimeoutError, nats.errors.Error) as error:

@@ -24,6 +24,12 @@ class DuplicateError(ConflictError):
     reason = "duplicate"
 
 
+class ClaimedError(DuplicateError):
+    """A stored message is being handled now: whether its effect will stand is not known yet."""
+
+    reason = "claimed"
+
+
 @dataclass(slots=True)
 class _Window:
     seen: set[bytes] = field(default_factory=set)
@@ -77,9 +83,12 @@ class Ledger:
         """Claim a message by its leaf hash.
 
         Raises:
-            DuplicateError: it is claimed or done.
+            ClaimedError: it is claimed.
+            DuplicateError: it is done.
         """
-        if leaf in self._claimed or leaf in self._done:
+        if leaf in self._claimed:
+            raise ClaimedError(f"message {leaf.hex()[:16]} is being handled")
+        if leaf in self._done:
             raise DuplicateError(f"message {leaf.hex()[:16]} was taken before")
         self._claimed.add(leaf)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tocsin.bus.client import Sent
 
 MAX_WAITING = 4096
-RESEND_S = (0.25, 1.0, 3.0, 8.0)
+RESEND_S = (2.0, 5.0, 10.0)
 """When a request is sent again, after the first time: identical bytes, so it is handled at most once."""
 NO_RESPONDERS_PAUSE_S = 0.1
 
@@ -92,6 +92,7 @@ class Replies:
         """Send a request until it is answered; see :meth:`tocsin.bus.client.Bus.request`."""
         if len(self._waiting) >= MAX_WAITING:
             raise ExhaustedError(f"{MAX_WAITING} requests wait already", reason="too_many_requests")
+        agent = request.subject.parse(subject).get("agent")
         deadline = time.monotonic() + timeout_s
         why = "no answer"
         while time.monotonic() < deadline:
@@ -99,7 +100,7 @@ class Replies:
             token = sent.id.hex()
             reply = f"{self._prefix}.{token}"
             waiting = _Waiting(
-                Arrival.reply(reply, request, asker.token, sent.id),
+                Arrival.reply(reply, request, asker.token, sent.id, agent=agent),
                 asyncio.get_running_loop().create_future(),
                 asyncio.Event(),
             )

@@ -264,7 +264,6 @@ async def _await(work: Awaitable[None]) -> None:
 
 async def _serve_until_signal(service_class: type[Service[S]], settings: S) -> None:
     name = f"{service_class.name.value}-{settings.instance}"
-    configure_logging(name, level=settings.log_level)
     metrics = Metrics()
     backend = select_backend(settings.signature_backend)
     credentials = Credentials.load(settings.credentials_dir, None, name, backend)
@@ -272,20 +271,7 @@ async def _serve_until_signal(service_class: type[Service[S]], settings: S) -> N
         raise InvalidInputError(f"the credentials are for {credentials.id}", reason="wrong_credentials")
     stop = stop_on_signal()
     holder: list[Service[S]] = []
-    health = HealthServer(
-        metrics,
-        ready=lambda: bool(holder) and holder[0].ready,
-        host=settings.health_host,
-        port=settings.health_port,
-    )
-    with health:
-        log.info(
-            "service_starting",
-            service=name,
-            signature_backend=backend.name,
-            health_port=health.port,
-            version=VERSION,
-        )
+    with serve_health(name, settings, metrics, ready=lambda: bool(holder) and holder[0].ready):
         async with Bus(settings, credentials, metrics) as bus:
             service = service_class(bus, settings)
             holder.append(service)
@@ -293,6 +279,24 @@ async def _serve_until_signal(service_class: type[Service[S]], settings: S) -> N
             await stop.wait()
             log.info("service_stopping", service=name)
             await service.stop()
+
+
+@contextlib.contextmanager
+def serve_health(
+    name: str, settings: BusSettings, metrics: Metrics, *, ready: Callable[[], bool]
+) -> Iterator[HealthServer]:
+    """Do what every process does around its work: logs as JSON, /healthz, /readyz and /metrics."""
+    configure_logging(name, level=settings.log_level)
+    health = HealthServer(metrics, ready=ready, host=settings.health_host, port=settings.health_port)
+    with health:
+        log.info(
+            "process_starting",
+            process=name,
+            signature_backend=select_backend(settings.signature_backend).name,
+            health_port=health.port,
+            version=VERSION,
+        )
+        yield health
 
 
 def stop_on_signal() -> asyncio.Event:

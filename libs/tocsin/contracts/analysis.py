@@ -221,3 +221,5 @@ class PoolStatus(Message):
     done: Annotated[int, Field(ge=0)]
     speed: Annotated[float, Field(gt=0, le=1e6)]
     """Measured: expected seconds of finished work over the seconds that it took."""
+    recent: Annotated[tuple[Digest, ...], Field(max_length=64)] = ()
+    """The operations that it ended last, oldest first."""

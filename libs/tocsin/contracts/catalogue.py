@@ -15,7 +15,17 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Generic, TypeVar
 
-from tocsin.contracts import analysis, decisions, fleet, observations, operations, quantum, response, routing
+from tocsin.contracts import (
+    analysis,
+    decisions,
+    fleet,
+    observations,
+    operations,
+    quantum,
+    response,
+    routing,
+    workflows,
+)
 from tocsin.contracts.base import Message
 from tocsin.contracts.errors import InvalidInputError
 from tocsin.contracts.identifiers import Kind, Role, ServiceName, SpiffeId
@@ -215,12 +225,16 @@ class Bucket(Generic[M_co]):
     model: type[M_co]
     writers: Senders
     doc: str
+    max_bytes: int = 64 * KIB
+    """Largest record."""
+    max_age_s: int = 0
+    """A record that nobody wrote for so long is forgotten; 0 for never."""
 
     @cached_property
     def message_type(self) -> MessageType[Message]:
         """The envelope's type of its records."""
         return MessageType(
-            f"record.{self.name}", RecordBody, MessageClass.RECORD, self.writers, 64 * KIB, 0, self.doc
+            f"record.{self.name}", RecordBody, MessageClass.RECORD, self.writers, self.max_bytes, 0, self.doc
         )
 
 
@@ -450,6 +464,7 @@ POOL = Subject(
     (POOL_STATUS,),
     "service.balancer",
     "Workers to the balancer: how they fare.",
+    sender_in="worker",
 )
 
 # --- Facts for the outside ----------------------------------------------------------------------
@@ -468,6 +483,12 @@ EVENT_REFUSAL = _event(
 EVENT_STAGE = _event(
     "workflow.stage", analysis.WorkflowStage, senders(ServiceName.WORKFLOW), "Progress of a workflow."
 )
+EVENT_ALLOCATION = _event(
+    "workflow.allocation",
+    workflows.AllocationMade,
+    senders(ServiceName.WORKFLOW),
+    "A workflow was given a QPU, and why that one.",
+)
 EVENT_ASSESSMENT = _event(
     "workflow.assessment", analysis.AssessmentMade, senders(ServiceName.WORKFLOW), "A workflow ended."
 )
@@ -483,7 +504,15 @@ EVENT_SENSOR = _event(
 EVENT = Subject(
     "EVENT",
     "event.{service}.{kind}",
-    (EVENT_DELIVERY, EVENT_REFUSAL, EVENT_STAGE, EVENT_ASSESSMENT, EVENT_ACTUATION, EVENT_SENSOR),
+    (
+        EVENT_DELIVERY,
+        EVENT_REFUSAL,
+        EVENT_STAGE,
+        EVENT_ALLOCATION,
+        EVENT_ASSESSMENT,
+        EVENT_ACTUATION,
+        EVENT_SENSOR,
+    ),
     EVENT_AUDIENCE,
     "Facts: what a SIEM, a dashboard or a script subscribes to.",
     stream="EVENTS",
@@ -511,10 +540,18 @@ AUDIT_REJECTED = MessageType(
     ttl_ms=86_400_000,
     doc="Envelopes that a process refused.",
 )
+AUDIT_EQUIVOCATION = MessageType(
+    "audit.equivocation",
+    decisions.Equivocation,
+    MessageClass.STORED,
+    senders(ServiceName.CONSENSUS),
+    ttl_ms=86_400_000,
+    doc="Two different ballots of one participant for one round.",
+)
 AUDIT = Subject(
     "AUDIT",
     "audit.{kind}",
-    (AUDIT_REJECTED,),
+    (AUDIT_REJECTED, AUDIT_EQUIVOCATION),
     EVENT_AUDIENCE,
     "Who did what, and every rejected envelope: its reason, never its body.",
     stream="AUDIT",
@@ -648,6 +685,26 @@ ERROR_REPLY = MessageType(
 # --- State --------------------------------------------------------------------------------------
 
 AGENTS = Bucket("agents", fleet.AgentRecord, senders(_S.FLEET), "Enrolled agents, by name.")
+ENROLMENTS = Bucket(
+    "enrolments",
+    fleet.Enrolment,
+    senders(_S.FLEET),
+    "Which key speaks for an id, by the id's token, and the one-time tokens that were used for it.",
+)
+RESERVATIONS = Bucket(
+    "reservations", quantum.QpuReservations, senders(_S.QPU_MANAGER), "Who was promised which QPU, by QPU."
+)
+WORKFLOWS = Bucket(
+    "workflows",
+    workflows.WorkflowRecord,
+    senders(_S.WORKFLOW),
+    "Workflows, by id in hex: how far each is. Forgotten an hour after the last change, as their work is.",
+    # A request of up to 256 KiB, the scores of at most 256 QPUs, and the kernel of one plan.
+    max_bytes=512 * KIB,
+    max_age_s=3_600,
+)
+BUCKETS: tuple[Bucket[Message], ...] = (AGENTS, ENROLMENTS, RESERVATIONS, WORKFLOWS)
+"""All buckets of signed records."""
 IDENTITIES = "identities"
 """Bucket of certificate chains by token: checked against the root, so not signed again."""
 CERTIFICATES = "CERTIFICATES"
@@ -701,5 +758,6 @@ def message_types() -> Iterable[MessageType[Message]]:
         found.update(subject.by_name)
     found.update({r.reply_type.name: r.reply_type for r in REQUESTS})
     found[ERROR_REPLY.name] = ERROR_REPLY
-    found[AGENTS.message_type.name] = AGENTS.message_type
+    for bucket in BUCKETS:
+        found[bucket.message_type.name] = bucket.message_type
     return tuple(found[name] for name in sorted(found))

@@ -17,6 +17,9 @@ from tocsin.contracts.response import Command
 MAX_PARTICIPANTS = 4096
 MIN_PARTICIPANTS = 3
 MAX_OPTIONS = 8
+MAX_INSTANCES = 64
+MAX_MISSING = 1024
+"""Most names in an announcement: with names of 63 characters they fill a quarter of its 256 KiB."""
 
 Count = Annotated[int, Field(ge=0, le=MAX_PARTICIPANTS)]
 Round = Annotated[int, Field(ge=1, le=10)]
@@ -40,12 +43,12 @@ class Epoch(Message):
     participants: Annotated[
         tuple[Participant, ...], Field(min_length=MIN_PARTICIPANTS, max_length=MAX_PARTICIPANTS)
     ]
-    instances: Annotated[tuple[Participant, ...], Field(min_length=1, max_length=64)]
+    instances: Annotated[tuple[Participant, ...], Field(min_length=1, max_length=MAX_INSTANCES)]
     tolerated_faults: Count
     """f = (n - 1) // 3."""
     quorum: Count
     """q = max(2 * n // 3 + 1, (67 * n + 99) // 100)."""
-    instance_quorum: Annotated[int, Field(ge=1, le=64)]
+    instance_quorum: Annotated[int, Field(ge=1, le=MAX_INSTANCES)]
     """Q = 2 * m // 3 + 1."""
     created_ns: Nanoseconds
 
@@ -101,7 +104,7 @@ class Ballot(Message):
     option: Annotated[int, Field(ge=0, lt=MAX_OPTIONS)] | None
     """Index into the proposal's options, for choice ``option``."""
     value: Digest
-    """H(choice): SHA-256 of the option's canonical bytes, or of the word abstain."""
+    """H(choice), see tocsin.evidence.choices."""
     reason: Text = ""
 
 
@@ -122,6 +125,21 @@ class Vote(Message):
     round: Round
     view: View
     value: Digest
+    """DECIDE(H(choice)) or CLOSE, see tocsin.evidence.choices."""
+
+
+class Equivocation(Message):
+    """Proof that a participant signed two different ballots for one round: ``audit.equivocation``.
+
+    The two envelopes are the proof: whoever reads this verifies them, and need not believe who sent it.
+    """
+
+    epoch: Digest
+    decision: Digest
+    round: Round
+    accused: Annotated[str, Field(max_length=512)]
+    first: Annotated[bytes, Field(max_length=16_384)]
+    second: Annotated[bytes, Field(max_length=16_384)]
 
 
 class Outcome(StrEnum):
@@ -149,6 +167,6 @@ class DecisionAnnounced(Message):
     quorum: Count
     ballots_for: Count
     ballots_received: Count
-    missing: Annotated[tuple[Name, ...], Field(max_length=MAX_PARTICIPANTS)]
-    """Participants whose ballot had not arrived when the outcome was reached."""
+    missing: Annotated[tuple[Name, ...], Field(max_length=MAX_MISSING)]
+    """Participants whose ballot had not arrived when the outcome was reached: the first ones by name."""
     elapsed_ms: Annotated[float, Field(ge=0)]

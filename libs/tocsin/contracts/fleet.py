@@ -28,7 +28,8 @@ class EnrolRequest(Message):
     """
 
     host: Name
-    agents: Annotated[tuple[AgentSpec, ...], Field(min_length=1, max_length=MAX_AGENTS_PER_HOST)]
+    agents: Annotated[tuple[AgentSpec, ...], Field(max_length=MAX_AGENTS_PER_HOST)]
+    """May be empty where ``names_host``: a host whose agents all have keys of their own."""
     algorithm: Annotated[int, Field(ge=1, le=3)]
     public_key: Annotated[bytes, Field(min_length=1312, max_length=2592)]
     names_host: bool = True
@@ -41,6 +42,19 @@ class Enrolled(Message):
     """The host's certificate chain: leaf first, without the root, DER."""
 
     chain: Annotated[tuple[Annotated[bytes, Field(max_length=262_144)], ...], Field(min_length=1, max_length=4)]
+
+
+class Enrolment(Message):
+    """Value of the ``enrolments`` bucket: the key that was certified for one id."""
+
+    id: Annotated[str, Field(max_length=512)]
+    token_id: Name
+    """The one-time token that it was certified under; it is good for this key alone from then on."""
+    used_before: Annotated[tuple[Name, ...], Field(max_length=256)] = ()
+    """Tokens of earlier keys of this id: spent."""
+    key_id: Digest
+    generation: Annotated[int, Field(ge=1, le=2**62)]
+    enrolled_ns: Nanoseconds
 
 
 class AgentState(StrEnum):

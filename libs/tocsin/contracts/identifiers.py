@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import NewType, Self
+from functools import lru_cache
+from typing import NewType
 
 from tocsin.contracts.errors import InvalidInputError
 
@@ -23,6 +24,10 @@ HostName = NewType("HostName", str)
 
 NAME_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 """A DNS label (RFC 1123 section 2.1): legal in SPIFFE paths, NATS subject tokens and KV keys alike."""
+
+PARSED_IDS = 4096
+"""Ids kept parsed, at most 512 characters each: every envelope names its sender, and a parse costs as much as
+twenty look-ups. What does not parse is not kept."""
 
 _NAME = re.compile(NAME_PATTERN)
 _DOMAIN = re.compile(rf"{NAME_PATTERN}(?:\.{NAME_PATTERN})*")
@@ -98,38 +103,28 @@ class SpiffeId:
     group: str
     name: str
 
-    @classmethod
-    def parse(cls, text: str) -> Self:
+    @staticmethod
+    def parse(text: str) -> SpiffeId:
         """Parse an id; any other text raises :class:`InvalidInputError`."""
-        if len(text) > 512 or not text.startswith("spiffe://"):
-            raise InvalidInputError(f"not a SPIFFE id: {text[:80]!r}", reason="bad_identity")
-        domain, *path = text[len("spiffe://") :].split("/")
-        if not _DOMAIN.fullmatch(domain) or len(path) not in {2, 3} or not all(map(_NAME.fullmatch, path)):
-            raise InvalidInputError(f"not a SPIFFE id of this system: {text[:80]!r}", reason="bad_identity")
-        groups: dict[str, type[StrEnum]] = {"agent": Role, "service": ServiceName}
-        kind, group, name = path[0], path[1] if len(path) == 3 else "", path[-1]
-        known = groups.get(kind)
-        if kind not in set(Kind) or (known is None) != (group == "") or (known and group not in set(known)):
-            raise InvalidInputError(f"unknown kind, role or service in {text[:80]!r}", reason="bad_identity")
-        return cls(domain, Kind(kind), group, name)
+        return _parse(text)
 
     @classmethod
-    def agent(cls, domain: str, role: Role, name: str) -> Self:
+    def agent(cls, domain: str, role: Role, name: str) -> SpiffeId:
         """Return the id of an agent."""
         return cls.parse(f"spiffe://{domain}/agent/{role.value}/{name}")
 
     @classmethod
-    def service(cls, domain: str, service: ServiceName, instance: str) -> Self:
+    def service(cls, domain: str, service: ServiceName, instance: str) -> SpiffeId:
         """Return the id of one instance of a service."""
         return cls.parse(f"spiffe://{domain}/service/{service.value}/{instance}")
 
     @classmethod
-    def host(cls, domain: str, name: str) -> Self:
+    def host(cls, domain: str, name: str) -> SpiffeId:
         """Return the id of an agent host."""
         return cls.parse(f"spiffe://{domain}/host/{name}")
 
     @classmethod
-    def authority(cls, domain: str, name: str) -> Self:
+    def authority(cls, domain: str, name: str) -> SpiffeId:
         """Return the id of a certificate authority."""
         return cls.parse(f"spiffe://{domain}/authority/{name}")
 
@@ -153,3 +148,18 @@ class SpiffeId:
     def service_name(self) -> ServiceName | None:
         """The service, for a service."""
         return ServiceName(self.group) if self.kind is Kind.SERVICE else None
+
+
+@lru_cache(maxsize=PARSED_IDS)
+def _parse(text: str) -> SpiffeId:
+    if len(text) > 512 or not text.startswith("spiffe://"):
+        raise InvalidInputError(f"not a SPIFFE id: {text[:80]!r}", reason="bad_identity")
+    domain, *path = text[len("spiffe://") :].split("/")
+    if not _DOMAIN.fullmatch(domain) or len(path) not in {2, 3} or not all(map(_NAME.fullmatch, path)):
+        raise InvalidInputError(f"not a SPIFFE id of this system: {text[:80]!r}", reason="bad_identity")
+    groups: dict[str, type[StrEnum]] = {"agent": Role, "service": ServiceName}
+    kind, group, name = path[0], path[1] if len(path) == 3 else "", path[-1]
+    known = groups.get(kind)
+    if kind not in set(Kind) or (known is None) != (group == "") or (known and group not in set(known)):
+        raise InvalidInputError(f"unknown kind, role or service in {text[:80]!r}", reason="bad_identity")
+    return SpiffeId(domain, Kind(kind), group, name)

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from tocsin.contracts.base import Digest, Message, Name, Text
 
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""A counter's value: an integer that JSON's readers keep exactly (RFC 8259 section 6)."""
+
 
 class ErrorReply(Message):
     """Why a request failed; becomes the same family of error at the caller."""
@@ -34,7 +37,7 @@ class MetricsSnapshot(Message):
     process: Annotated[str, Field(max_length=160)]
     """Token of the process."""
     uptime_s: Annotated[float, Field(ge=0)]
-    counters: Annotated[dict[Annotated[str, Field(max_length=128)], int], Field(max_length=512)]
+    counters: Annotated[dict[Annotated[str, Field(max_length=128)], Count], Field(max_length=512)]
     latencies: Annotated[dict[Annotated[str, Field(max_length=128)], LatencySummary], Field(max_length=128)]
     cpu_s: Annotated[float, Field(ge=0)]
     memory_bytes: Annotated[int, Field(ge=0)]
@@ -49,6 +52,8 @@ class Figures(Message):
 
     processes: Annotated[tuple[MetricsSnapshot, ...], Field(max_length=4096)]
     totals: Annotated[dict[Annotated[str, Field(max_length=128)], int], Field(max_length=1024)]
+    left_out: Annotated[int, Field(ge=0)] = 0
+    """Processes that are in the sums, and for whose own figures there was no room in one answer."""
 
 
 class RejectedEnvelope(Message):

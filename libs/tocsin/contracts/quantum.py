@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
@@ -43,7 +44,7 @@ class AllocationRequest(Message):
     qubits: Annotated[int, Field(ge=2, le=156)]
     required_fidelity: Probability
     """Of one circuit, as ESP."""
-    tolerated_loss: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    tolerated_loss: Annotated[float, Field(ge=1e-6, lt=1)] = 0.1
     """Decoherence loss eps; required coherence time = duration / -ln(1 - eps)."""
     hold_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
 
@@ -94,3 +95,33 @@ class QpuJob(Message):
 
     run: QpuRun
     qpu: Name
+
+
+class ReservationState(StrEnum):
+    """What has become of a reservation."""
+
+    HELD = "held"
+    QUEUED = "queued"
+    ENDED = "ended"
+
+
+class Reservation(Message):
+    """A place in a QPU's queue: promised, used by one job, or ended and remembered for a while."""
+
+    reservation: MessageId
+    workflow: MessageId
+    qubits: Annotated[int, Field(ge=2, le=156)]
+    expected_s: Annotated[float, Field(gt=0, le=3600)]
+    """Seconds of the QPU that it counts for."""
+    expires_ns: Annotated[int, Field(ge=0)]
+    """Until then it counts. A job that starts in time sets it anew."""
+    state: ReservationState = ReservationState.HELD
+    operation: Digest | None = None
+    """The job that uses it."""
+
+
+class QpuReservations(Message):
+    """One QPU's reservations, oldest first: its record in the bucket ``reservations``."""
+
+    qpu: Name
+    reservations: Annotated[tuple[Reservation, ...], Field(max_length=128)] = ()

@@ -22,6 +22,7 @@ from tocsin.contracts.observations import Finding, SensorReady
 from tocsin.contracts.quantum import Allocation
 from tocsin.contracts.response import Actuation, ActuationOutcome
 from tocsin.contracts.routing import Delivery, ThreatAlert
+from tocsin.contracts.workflows import AllocationMade
 
 ALERT_TIMEOUT_S = 15.0
 ANALYSIS_TIMEOUT_S = 45.0
@@ -62,9 +63,11 @@ class Story:
     findings: list[Finding] = field(default_factory=list)
     sensors: list[SensorReady] = field(default_factory=list)
     stages: list[WorkflowStage] = field(default_factory=list)
-    allocation: Allocation | None = None
+    allocations: dict[bytes, Allocation] = field(default_factory=dict)
+    """By workflow."""
     assessments: list[AssessmentMade] = field(default_factory=list)
     assessment: Assessment | None = None
+    """The first one that calls for a response: the one that this story follows."""
     proposal: Proposal | None = None
     decision_id: bytes | None = None
     ballots: dict[str, str] = field(default_factory=dict)
@@ -75,6 +78,11 @@ class Story:
     delivery: Delivery | None = None
     actuations: list[Actuation] = field(default_factory=list)
     latencies_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def allocation(self) -> Allocation | None:
+        """The QPU that the story's assessment was made with, and what it won by."""
+        return self.allocations.get(self.assessment.workflow) if self.assessment else None
 
 
 Tell = Callable[[Moment], None]
@@ -222,6 +230,8 @@ class Job:
             story.sensors.append(body)
         elif isinstance(body, WorkflowStage):
             self._on_stage(body)
+        elif isinstance(body, AllocationMade):
+            story.allocations[body.workflow] = body.allocation
         elif isinstance(body, AssessmentMade):
             self._on_assessment(body)
         elif isinstance(body, Delivery) and body.leaf == story.order_leaf:

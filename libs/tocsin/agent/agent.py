@@ -1,0 +1,183 @@
+"""What an agent is: a role, a name, and what it does when something arrives.
+
+    class Watcher(Agent):
+        role = Role.HUNTER
+
+        async def on_alert(self, alert: ThreatAlert, context: Context) -> None:
+            print(context.sender, alert.summary)
+
+A handler is only called for a message that has passed all of the bus's checks, one at a time for each
+agent, in the order of arrival. A handler that raises is logged and counted and disturbs no other agent.
+Everything that an agent sends goes through :attr:`Agent.host`, signed under the agent's own id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from tocsin.agent.support import Support, choose
+from tocsin.bus import Context, Sent
+from tocsin.contracts.analysis import Assessment, AssessmentMade
+from tocsin.contracts.base import Message
+from tocsin.contracts.catalogue import MessageType, Request
+from tocsin.contracts.decisions import DecisionAnnounced, Proposal
+from tocsin.contracts.errors import DeniedError, InvalidInputError
+from tocsin.contracts.identifiers import AgentName, Priority, Role, SpiffeId
+from tocsin.contracts.observations import Incident, Observations, ObservationsTaken
+from tocsin.contracts.routing import Discovery, Intelligence, ThreatAlert
+from tocsin.evidence.epochs import InstalledEpoch
+from tocsin.telemetry import Metrics
+
+__all__ = ["Agent", "BallotChoice", "HostView", "InstalledEpoch", "rendezvous"]
+
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class BallotChoice:
+    """What an agent votes for: an option by its index, or None to abstain; and why, in a line."""
+
+    option: int | None
+    reason: str = ""
+
+
+class HostView(Protocol):
+    """What an agent may ask of the process that carries it."""
+
+    @property
+    def epoch(self) -> InstalledEpoch | None:
+        """The epoch that is installed, once this host has it."""
+
+    @property
+    def state_dir(self) -> Path:
+        """Folder for what must survive a restart."""
+
+    @property
+    def root_pem(self) -> bytes:
+        """The root certificate that this host trusts."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """The process's figures."""
+
+    def now_ns(self) -> int:
+        """Nanoseconds since the epoch, UTC."""
+
+    async def route(
+        self,
+        agent: Agent,
+        kind: MessageType[Message],
+        body: Message,
+        *,
+        audience: str,
+        priority: Priority = Priority.NORMAL,
+    ) -> Sent:
+        """Send through the router as ``agent``."""
+
+    async def request(self, agent: Agent, request: Request[Q, R], body: Q, *, timeout_s: float) -> R:
+        """Ask a service as ``agent``."""
+
+    async def event(self, agent: Agent, kind: MessageType[Message], body: Message) -> Sent:
+        """Publish a fact as ``agent``, into its stream."""
+
+    def peers(self, role: Role) -> tuple[AgentName, ...]:
+        """Return the names of all enrolled agents of a role, on any host, sorted."""
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run a task for as long as the host; its failure is logged and counted."""
+
+    async def certificate(self, decision_hex: str) -> bytes:
+        """Fetch a decision's certificate; whoever acts on it verifies it."""
+
+
+class Agent:
+    """Base of all agents. Subclass it, set ``role``, and override what concerns you."""
+
+    role: ClassVar[Role]
+    capabilities: ClassVar[tuple[str, ...]] = ()
+    """Names that are told to the admins when the agent makes itself known."""
+    host: HostView
+    """Set by the host before :meth:`started`."""
+    id: SpiffeId
+    """Set by the host, which knows the trust domain."""
+
+    def __init__(self, name: str) -> None:
+        self.name = AgentName(name)
+        self.support = Support()
+        """Whom this agent was warned about, and by whom; filled before each handler runs."""
+
+    async def started(self) -> None:
+        """Hook: the host is enrolled and subscribed."""
+
+    async def stopping(self) -> None:
+        """Hook: the host is about to leave; what is sent here still goes out."""
+
+    async def on_alert(self, alert: ThreatAlert, context: Context) -> None:
+        """Take an alert; one that comes on both channels is handed over once."""
+
+    async def on_task(self, content: Observations | Incident | Assessment, context: Context) -> None:
+        """Take work that another agent hands over."""
+
+    async def on_discovery(self, discovery: Discovery, context: Context) -> None:
+        """Take note of an agent that makes itself known."""
+
+    async def on_intelligence(self, intelligence: Intelligence, context: Context) -> None:
+        """Take information that is meant for this agent or its role."""
+
+    async def on_observations(self, batch: Observations, context: Context) -> ObservationsTaken:  # noqa: ARG002 - its overriders use both
+        """Answer a batch of observations: for sentinels.
+
+        Raises:
+            DeniedError: ``not_a_sentinel``, unless overridden.
+        """
+        raise DeniedError(f"{self.name} takes no observations", reason="not_a_sentinel")
+
+    async def on_proposal(self, proposal: Proposal, context: Context) -> BallotChoice | None:
+        """Choose in a decision; None casts no ballot.
+
+        By default an agent supports a command only against an address that another agent than the
+        proposer has warned it about, and doing nothing otherwise: see :mod:`tocsin.agent.support`.
+        """
+        installed = self.host.epoch
+        if installed is None or proposal.epoch != installed.digest:
+            return None
+        index, reason = choose(proposal, self.support, proposer=context.sender.name)
+        return BallotChoice(index, reason)
+
+    async def on_decision(self, announced: DecisionAnnounced, context: Context) -> None:
+        """Learn how a decision ended."""
+
+    async def on_assessment(self, made: AssessmentMade, context: Context) -> None:
+        """Learn how a workflow ended (anybody's: compare ``made.requester`` with your own id)."""
+
+    async def send(
+        self,
+        kind: MessageType[Message],
+        body: Message,
+        *,
+        audience: str,
+        priority: Priority = Priority.NORMAL,
+    ) -> Sent:
+        """Send to ``agent.<name>``, ``role.<role>`` or ``all``, through the router."""
+        return await self.host.route(self, kind, body, audience=audience, priority=priority)
+
+
+def rendezvous(key: bytes | str, names: Sequence[str]) -> str:
+    """Return the one of ``names`` that owns ``key``: everyone who knows the same names agrees, unasked.
+
+    Highest random weight hashing (Thaler and Ravishankar, "Using name-based mappings to increase hit
+    rates", 1998) with SHA-256 as the weight: when a name goes, only the keys that it owned move.
+
+    Raises:
+        InvalidInputError: ``no_candidates``.
+    """
+    if not names:
+        raise InvalidInputError("nobody to choose from", reason="no_candidates")
+    raw = key.encode() if isinstance(key, str) else key
+    prefix = len(raw).to_bytes(8, "big") + raw
+    return max(names, key=lambda name: (hashlib.sha256(prefix + name.encode()).digest(), name))

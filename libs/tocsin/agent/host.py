@@ -1,0 +1,314 @@
+"""The process that carries agents: one bus, many agents.
+
+    async with AgentHost(settings, make, metrics) as host:
+        await stop.wait()
+
+It enrols, follows who else is enrolled and which epoch holds, subscribes for all of its agents at once,
+and gives every agent an inbox and a task. Emergencies also come by the stream ALERTS, over a second
+connection of their own, so that one that was missed (the broker restarted, the process did) is still
+delivered; decisions and workflows' ends are read from their streams for the same reason. When the host
+ends, it takes nothing more, its agents go on with what waits for at most ``drain_s`` seconds, and what
+they send still goes out.
+
+Does not protect against an agent that harms its process: agents of one host share its memory and its fate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from tocsin.agent.agent import Agent
+from tocsin.agent.balloting import Balloting
+from tocsin.agent.ballots import BallotLog
+from tocsin.agent.delivery import Delivery, Resident
+from tocsin.agent.enrol import Wallet, key_groups
+from tocsin.agent.epochs import EpochKeeper
+from tocsin.agent.inbox import Inbox, Job
+from tocsin.agent.membership import Membership
+from tocsin.agent.peers import Peers
+from tocsin.agent.receipts import ReceiptSender
+from tocsin.agent.settings import HostSettings
+from tocsin.bus import Bus, Sent
+from tocsin.bus.credentials import read
+from tocsin.bus.enrolment import HeldToken, read_tokens
+from tocsin.contracts.base import Message
+from tocsin.contracts.catalogue import (
+    ALERT_BACKUP,
+    CONSENSUS_DECISION,
+    DELIVER_AGENT,
+    DELIVER_ALL,
+    DELIVER_ROLE,
+    DISCOVERY,
+    EVENT,
+    HEARTBEAT,
+    HEARTBEAT_TYPE,
+    OBSERVE,
+    ROUTE,
+    MessageType,
+    Request,
+)
+from tocsin.contracts.errors import TocsinError
+from tocsin.contracts.fleet import Heartbeat
+from tocsin.contracts.identifiers import AgentName, Priority, Role, SpiffeId
+from tocsin.contracts.routing import Discovery
+from tocsin.crypto import select_backend
+from tocsin.evidence.epochs import InstalledEpoch
+from tocsin.telemetry import Metrics, get_logger
+
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
+
+STUCK_S = 30.0
+"""An agent whose handler has run for so long is left out of the heartbeat: as silent as it is."""
+STREAM_CONCURRENCY = 8
+GOODBYE_S = 2.0
+
+log = get_logger(__name__)
+
+
+class AgentHost:
+    """Carries agents. Use with ``async with``; the constructor does no I/O.
+
+    Args:
+        settings: which agents, and the rest.
+        make: makes one agent of a role.
+        metrics: the process's figures.
+    """
+
+    def __init__(self, settings: HostSettings, make: Callable[[Role, str], Agent], metrics: Metrics) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.agents = {spec.name: make(spec.role, spec.name) for spec in settings.carried()}
+        self.peers_known = Peers()
+        self._ready = False
+        self._bus: Bus
+        self._membership: Membership
+        self._epochs: EpochKeeper
+        self._receipts: ReceiptSender
+        self._delivery: Delivery
+        self._residents: dict[str, Resident] = {}
+        self._working: set[asyncio.Task[None]] = set()
+        self._root_pem = b""
+        self._open = AsyncExitStack()
+
+    # --- Life ---------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._open.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ready = False
+        try:
+            await self._say_goodbye()
+        finally:
+            await self._open.aclose()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the agents are enrolled and subscribed, and the broker is there."""
+        return self._ready and self._bus.connected
+
+    async def _start(self) -> None:
+        self._membership = await asyncio.to_thread(self._prepare)
+        ballots = await asyncio.to_thread(BallotLog, self.state_dir / "ballots.log")
+        self._open.callback(ballots.close)
+        self._bus = self._membership.make_bus(self.settings, self.metrics)
+        self._bus.audiences |= self._audiences()
+        await self._open.enter_async_context(self._bus)
+        await self._membership.join(self._bus, timeout_s=self.settings.enrol_timeout_s)
+        self._epochs = EpochKeeper(self._bus)
+        self._receipts = ReceiptSender(self._bus, self.settings.host_name)
+        self._residents = {name: self._settle(agent) for name, agent in self.agents.items()}
+        balloting = Balloting(self._bus, ballots, self._epochs)
+        self._delivery = Delivery(self._residents.values(), self._receipts, balloting.ballot)
+        await asyncio.gather(self._epochs.start(), self.peers_known.follow(self._bus))
+        await self._subscribe()
+        for resident in self._residents.values():
+            self._working.add(self._bus.spawn(resident.inbox.run(), f"agent {resident.agent.name}"))
+        self._bus.spawn(self._receipts.run(), "receipts")
+        self._bus.spawn(self._beat(), "heartbeat")
+        self._bus.spawn(self._membership.renew(self._bus), "renewal")
+        await self._introduce()
+        self._ready = True
+        log.info("host_ready", host=self.settings.host_name, agents=len(self.agents))
+
+    def _prepare(self) -> Membership:
+        """Read files: the root, the tokens, keys and certificates of an earlier run."""
+        self._root_pem = read(self.settings.credentials_dir / "ca.pem")
+        backend = select_backend(self.settings.signature_backend)
+        wallet = Wallet(self.state_dir / "identity", self._root_pem, backend)
+        groups = key_groups(
+            self.settings.host_name,
+            self.settings.carried(),
+            read_tokens(self.settings.enrol_tokens_file, HeldToken),
+            per_agent=self.settings.key_scope == "agent",
+        )
+        return Membership.open(wallet, groups, now_ns=time.time_ns())
+
+    def _settle(self, agent: Agent) -> Resident:
+        """Give an agent its host, its id and its inbox; its first job is to start."""
+        agent.host = self
+        agent.id = SpiffeId.agent(self._bus.trust.domain, agent.role, agent.name)
+        inbox = Inbox(agent.name, self.metrics, length=self.settings.inbox_length)
+        inbox.put(Job("started", agent.started, urgent=True))
+        return Resident(agent, inbox, self._membership.key_id(agent.id))
+
+    def _audiences(self) -> frozenset[str]:
+        roles = {f"role.{agent.role.value}" for agent in self.agents.values()}
+        return frozenset(roles | {f"agent.{name}" for name in self.agents})
+
+    async def _subscribe(self) -> None:
+        """Listen for all agents; the slow part is the broker's confirmation, so all wait for it at once."""
+        bus, to = self._bus, self._delivery
+        roles = sorted({agent.role.value for agent in self.agents.values()})
+        await asyncio.gather(
+            bus.subscribe(DELIVER_ALL, to.from_core),
+            *(bus.subscribe(DELIVER_ROLE, to.from_core, at={"role": role}) for role in roles),
+            *(bus.subscribe(DELIVER_AGENT, to.from_core, at={"agent": name}) for name in self.agents),
+            *(self._serve_observe(resident) for resident in self._residents.values()),
+        )
+        durable = f"host-{self.settings.host_name}"
+        await bus.consume(
+            ALERT_BACKUP,
+            to.from_stream,
+            durable=f"{durable}-alerts",
+            concurrency=STREAM_CONCURRENCY,
+            only_new=True,
+            second_connection=True,
+        )
+        await bus.consume(CONSENSUS_DECISION, to.fact, durable=f"{durable}-decisions", only_new=True)
+        assessments = {"service": "workflow", "kind": "assessment"}
+        await bus.consume(EVENT, to.fact, durable=f"{durable}-assessments", only_new=True, at=assessments)
+
+    async def _serve_observe(self, resident: Resident) -> None:
+        if resident.agent.role is Role.SENTINEL:
+            answer = partial(self._delivery.observe, resident)
+            at = {"agent": resident.agent.name}
+            await self._bus.serve(OBSERVE, answer, concurrency=1, sender=resident.agent.id, at=at)
+
+    async def _introduce(self) -> None:
+        """Tell the admins of every agent; nothing depends on it, so a router that is away is no failure."""
+        try:
+            await asyncio.gather(*(self._discover(agent) for agent in self.agents.values()))
+        except TocsinError as error:
+            self.metrics.count(f"discovery_failures.{error.reason}")
+
+    async def _discover(self, agent: Agent) -> None:
+        known = Discovery(
+            agent=agent.name,
+            role=agent.role,
+            host=self.settings.host_name,
+            capabilities=agent.capabilities,
+        )
+        await self.route(agent, DISCOVERY, known, audience="role.admin", priority=Priority.LOW)
+
+    async def _beat(self) -> None:
+        while True:
+            living = [name for name, resident in self._residents.items() if resident.inbox.busy_s() < STUCK_S]
+            self.metrics.gauge("agents_stuck", len(self._residents) - len(living))
+            if living:
+                await self._beat_once(living)
+            await asyncio.sleep(self.settings.heartbeat_s)
+
+    async def _beat_once(self, living: list[str]) -> None:
+        inboxes = [resident.inbox for resident in self._residents.values()]
+        beat = Heartbeat(
+            host=self.settings.host_name,
+            agents=tuple(living),
+            handled=sum(inbox.handled for inbox in inboxes),
+            failed=sum(inbox.failed for inbox in inboxes),
+        )
+        try:
+            await self._bus.publish(HEARTBEAT, HEARTBEAT_TYPE, beat, at={"host": self.settings.host_name})
+        except TocsinError as error:
+            self.metrics.count(f"heartbeat_failures.{error.reason}")
+
+    async def _say_goodbye(self) -> None:
+        self._delivery.close()
+        for resident in self._residents.values():
+            resident.inbox.close()
+        if self._working:
+            _, late = await asyncio.wait(self._working, timeout=self.settings.drain_s)
+            for task in late:
+                log.warning("agent_abandoned", task=task.get_name())
+                task.cancel()
+        await asyncio.gather(*map(self._stop_agent, self.agents.values()))
+        await self._receipts.flush(timeout_s=GOODBYE_S)
+
+    async def _stop_agent(self, agent: Agent) -> None:
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                await agent.stopping()
+        except Exception:  # one agent's bug must not keep the others from leaving
+            self.metrics.count("agent_failures.stopping")
+            log.exception("agent_handler_failed", agent=agent.name, type="stopping")
+
+    # --- What agents may ask (HostView) ---------------------------------------------------------
+
+    @property
+    def epoch(self) -> InstalledEpoch | None:
+        """The epoch that is installed, once this host has it."""
+        return self._epochs.epoch
+
+    @property
+    def state_dir(self) -> Path:
+        """Folder for what must survive a restart."""
+        return self.settings.state_dir
+
+    @property
+    def root_pem(self) -> bytes:
+        """The root certificate that this host trusts."""
+        return self._root_pem
+
+    def now_ns(self) -> int:
+        """Nanoseconds since the epoch, UTC."""
+        return time.time_ns()
+
+    async def route(
+        self,
+        agent: Agent,
+        kind: MessageType[Message],
+        body: Message,
+        *,
+        audience: str,
+        priority: Priority = Priority.NORMAL,
+    ) -> Sent:
+        """Send through the router as ``agent``."""
+        at = {"type": kind.name, "priority": priority.token, "agent": agent.name}
+        return await self._bus.publish(
+            ROUTE, kind, body, audience=audience, priority=priority, sender=agent.id, at=at
+        )
+
+    async def request(self, agent: Agent, request: Request[Q, R], body: Q, *, timeout_s: float) -> R:
+        """Ask a service as ``agent``."""
+        return await self._bus.request(request, body, timeout_s=timeout_s, sender=agent.id)
+
+    async def event(self, agent: Agent, kind: MessageType[Message], body: Message) -> Sent:
+        """Publish a fact as ``agent``, into its stream."""
+        return await self._bus.event(kind, body, sender=agent.id)
+
+    def peers(self, role: Role) -> tuple[AgentName, ...]:
+        """Return the names of all enrolled agents of a role, on any host, sorted."""
+        return self.peers_known.of(role)
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run a task for as long as the host; its failure is logged and counted."""
+        self._bus.spawn(work, name)
+
+    async def certificate(self, decision_hex: str) -> bytes:
+        """Fetch a decision's certificate; whoever acts on it verifies it."""
+        return await self._bus.get_certificate(decision_hex)

@@ -1,0 +1,111 @@
+"""A host's standing in the fleet: its keys, their certificates, and keeping them fresh."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from tocsin.agent.enrol import KeyGroup, Wallet, enrol
+from tocsin.agent.settings import HostSettings
+from tocsin.bus import Bus, Credentials
+from tocsin.contracts.errors import TocsinError, UnavailableError
+from tocsin.contracts.identifiers import SpiffeId
+from tocsin.telemetry import Metrics, get_logger
+
+KNOWN_POLL_S = 0.01
+RENEWAL_RETRY = 0.05
+"""Share of a certificate's life after which a renewal that failed is tried again."""
+NS_PER_S = 1_000_000_000
+
+log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Membership:
+    """The credentials of a host's key groups, the host's own first."""
+
+    wallet: Wallet
+    held: dict[KeyGroup, Credentials]
+
+    @classmethod
+    def open(cls, wallet: Wallet, groups: Sequence[KeyGroup], *, now_ns: int) -> Self:
+        """Read what the wallet holds; a key that is missing is made. Blocking."""
+        return cls(wallet, {group: wallet.credentials(group, now_ns=now_ns) for group in groups})
+
+    def make_bus(self, settings: HostSettings, metrics: Metrics) -> Bus:
+        """Return a bus, not yet open, that signs as the host and as each of its agents."""
+        own, *others = self.held.items()
+        bus = Bus(settings, own[1], metrics)
+        for group, credentials in others:
+            bus.add_key(credentials.key, group.ids(self.wallet.domain))
+        return bus
+
+    def key_id(self, spiffe_id: SpiffeId) -> bytes:
+        """Return the id of the key that speaks for one of this host's ids."""
+        return next(
+            credentials.key.signer.key_id
+            for group, credentials in self.held.items()
+            if spiffe_id in group.ids(self.wallet.domain)
+        )
+
+    async def join(self, bus: Bus, *, timeout_s: float) -> None:
+        """Enrol every key that has no certificate, and wait until all are known, here as everywhere.
+
+        Raises:
+            TocsinError: fleet refuses, or its answer does not hold.
+            UnavailableError: not in time.
+        """
+        own = next(iter(self.held.values()))
+        await asyncio.gather(
+            *(self._join(bus, group, held, timeout_s=timeout_s) for group, held in self.held.items())
+        )
+        await self._known(bus, timeout_s=timeout_s)
+        if not own.chain:
+            # With a chain from an earlier run the bus has begun by itself.
+            bus.start_reporting()
+
+    async def renew(self, bus: Bus) -> None:
+        """Renew each certificate at half of its life, for as long as the host runs.
+
+        The same key and the same token ask again: fleet answers with a fresh certificate. One that could
+        not be renewed in time ends, and with it what this host can say; its next start enrols it again.
+        """
+        await asyncio.gather(*(self._renew(bus, group) for group in self.held))
+
+    async def _join(self, bus: Bus, group: KeyGroup, held: Credentials, *, timeout_s: float) -> None:
+        if held.chain:
+            await bus.put_identity(held.id, held.chain)
+        else:
+            self.held[group] = await enrol(bus, self.wallet, group, held.key, timeout_s=timeout_s)
+
+    async def _known(self, bus: Bus, *, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                for held in self.held.values():
+                    while bus.trust.identity(held.key.signer.key_id) is None:  # noqa: ASYNC110 - the store has no event
+                        await asyncio.sleep(KNOWN_POLL_S)
+        except TimeoutError as error:
+            raise UnavailableError(
+                "the certificates did not become known", reason="identity_unknown", advice="is fleet running?"
+            ) from error
+
+    async def _renew(self, bus: Bus, group: KeyGroup) -> None:
+        while True:
+            key = self.held[group].key
+            identity = bus.trust.identity(key.signer.key_id)
+            if identity is None:
+                # Superseded or revoked: a renewal would be refused, and says so to whoever reads the log.
+                log.error("certificate_lost", key=group.file_name)
+                return
+            life_s = (identity.not_after_ns - identity.not_before_ns) / NS_PER_S
+            half_s = (identity.not_before_ns - time.time_ns()) / NS_PER_S + life_s / 2
+            await asyncio.sleep(max(half_s, life_s * RENEWAL_RETRY))
+            try:
+                self.held[group] = await enrol(bus, self.wallet, group, key, timeout_s=life_s * RENEWAL_RETRY)
+                bus.metrics.count("certificates_renewed")
+            except TocsinError as error:
+                bus.metrics.count(f"renewal_failures.{error.reason}")
+                log.warning("renewal_failed", key=group.file_name, reason=error.reason)

@@ -1,0 +1,220 @@
+"""The admin: from assessments to decisions, and from decisions to orders.
+
+An assessment that recommends a command becomes a proposal to all agents: do it, or observe. There is one
+proposal for an incident and a command, ever; and none for a command that is being decided, or that was
+decided and still lasts. When the agents have decided for a command, the admin sends the order with the
+certificate's digest to everyone; the certificate, and not the admin, is what guardians believe.
+
+Does not survive a restart: a decision whose proposer is gone is not ordered by another admin (the certificate
+remains, and can be ordered by hand).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from tocsin.agent.agent import Agent, InstalledEpoch
+from tocsin.agent.roles.memory import Memory
+from tocsin.agent.roles.patience import patiently
+from tocsin.bus import Context, Sent
+from tocsin.bus.envelope import encode_body
+from tocsin.contracts.analysis import Assessment
+from tocsin.contracts.catalogue import CONSENSUS_PROPOSAL, THREAT_ALERT
+from tocsin.contracts.decisions import DecisionAnnounced, Option, Outcome, Proposal
+from tocsin.contracts.errors import DeniedError, TocsinError, UnavailableError
+from tocsin.contracts.identifiers import Priority, Role, Severity
+from tocsin.contracts.observations import Incident, Observations
+from tocsin.contracts.response import Command, ResponseOrder
+from tocsin.contracts.routing import ThreatAlert
+from tocsin.telemetry import get_logger
+
+DEADLINE_MS = 10_000
+"""Of one round of the decision."""
+MAX_ROUNDS = 10
+"""Rounds after which a decision is closed (consensus.md)."""
+EPOCH_WITHIN_S = 10.0
+SEND_WITHIN_S = 30.0
+MAX_PROPOSALS = 1024
+NS_PER_S = 1_000_000_000
+
+log = get_logger(__name__)
+
+_Target = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """A proposal of ours that was sent."""
+
+    command: Command
+    incident: bytes
+
+
+def proposal_of(
+    assessment: Assessment, command: Command, epoch: bytes, *, deadline_ms: int = DEADLINE_MS
+) -> Proposal:
+    """Return the proposal to carry out ``command``: option 0 does it, option 1 does nothing.
+
+    Args:
+        assessment: Its evidence is repeated, and its body's SHA-256 named.
+        command: What it recommends.
+        epoch: Leaf hash of the epoch record.
+        deadline_ms: Of a round.
+    """
+    action = command.action.value
+    text = f"{action} {command.address} for {command.duration_s // 60} min"
+    return Proposal(
+        epoch=epoch,
+        workflow=assessment.workflow,
+        subject=text,
+        evidence=assessment.evidence,
+        assessment=hashlib.sha256(encode_body(assessment)).digest(),
+        options=(
+            Option(name=action, command=command, text=text),
+            Option(name="observe", command=None, text=f"do nothing about {command.address}, and watch it"),
+        ),
+        deadline_ms=deadline_ms,
+    )
+
+
+class Docket:
+    """Which commands were proposed, are being decided, or are in force. Pure: the time is passed in."""
+
+    def __init__(self) -> None:
+        self._proposed: Memory[tuple[bytes, _Target], None] = Memory(MAX_PROPOSALS)
+        self._until_ns: Memory[_Target, int] = Memory(MAX_PROPOSALS)
+
+    def open(self, incident: bytes, command: Command, *, now_ns: int, deadline_ms: int) -> str | None:
+        """Enter a proposal; return None, or why there must be none."""
+        target = _target(command)
+        if (incident, target) in self._proposed:
+            return "already_proposed"
+        if now_ns < (self._until_ns.get(target) or 0):
+            return "pending_or_in_force"
+        self._proposed.keep((incident, target), None)
+        self._until_ns.keep(target, now_ns + MAX_ROUNDS * deadline_ms * 1_000_000)
+        return None
+
+    def withdraw(self, incident: bytes, command: Command) -> None:
+        """Forget a proposal that was never sent."""
+        self._proposed.take((incident, _target(command)))
+        self._until_ns.take(_target(command))
+
+    def ended(self, command: Command, *, decided: bool, now_ns: int) -> None:
+        """Note the end: a command that was decided is in force for its duration, else it may come again."""
+        self._until_ns.take(_target(command))
+        if decided:
+            self._until_ns.keep(_target(command), now_ns + command.duration_s * NS_PER_S)
+
+
+def _target(command: Command) -> _Target:
+    return (command.action.value, command.address)
+
+
+class Admin(Agent):
+    """Proposes responses, and orders what was decided."""
+
+    role = Role.ADMIN
+
+    def __init__(self, name: str, *, deadline_ms: int = DEADLINE_MS) -> None:
+        super().__init__(name)
+        self._deadline_ms = deadline_ms
+        self._docket = Docket()
+        self._sent: Memory[bytes, Proposed] = Memory(MAX_PROPOSALS)
+        self._early: Memory[bytes, DecisionAnnounced] = Memory(MAX_PROPOSALS)
+        """Outcomes of others' proposals, and of ours that were decided before we knew their id."""
+
+    async def on_task(self, content: Observations | Incident | Assessment, context: Context) -> None:
+        """Propose what an analyst's assessment recommends."""
+        if not isinstance(content, Assessment):
+            return
+        if context.sender.role is not Role.ANALYST:
+            raise DeniedError(f"{context.sender} hands over no assessments", reason="not_an_analyst")
+        about = {"agent": self.name, "incident": content.incident.hex(), "subject": content.subject}
+        command = content.recommended
+        if command is None:
+            log.info("nothing_recommended", verdict=content.verdict.value, **about)
+            return
+        why_not = self._docket.open(
+            content.incident, command, now_ns=self.host.now_ns(), deadline_ms=self._deadline_ms
+        )
+        if why_not is not None:
+            log.info("not_proposed", reason=why_not, **about)
+            return
+        self.host.spawn(self._propose(content, command), f"proposal of {self.name}")
+
+    async def on_decision(self, announced: DecisionAnnounced, context: Context) -> None:  # noqa: ARG002 - the hook's signature
+        """Order what was decided on a proposal of ours."""
+        proposed = self._sent.take(announced.decision)
+        if proposed is None:
+            self._early.keep(announced.decision, announced)
+            return
+        self.host.spawn(self._conclude(proposed, announced), f"order of {self.name}")
+
+    async def _propose(self, assessment: Assessment, command: Command) -> None:
+        about = {"agent": self.name, "incident": assessment.incident.hex(), "subject": assessment.subject}
+        try:
+            sent = await self._send_proposal(assessment, command)
+        except TocsinError as error:
+            self._docket.withdraw(assessment.incident, command)
+            self.host.metrics.count("admin.proposals_lost")
+            log.exception("proposal_lost", reason=error.reason, detail=str(error), **about)
+            return
+        self.host.metrics.count("admin.proposals")
+        log.info("proposed", decision=sent.leaf.hex(), action=command.action.value, **about)
+        self._sent.keep(sent.leaf, Proposed(command, assessment.incident))
+        if (early := self._early.take(sent.leaf)) is not None and self._sent.take(sent.leaf) is not None:
+            await self._conclude(Proposed(command, assessment.incident), early)
+
+    async def _send_proposal(self, assessment: Assessment, command: Command) -> Sent:
+        epoch = await self._epoch()
+        proposal = proposal_of(assessment, command, epoch.digest, deadline_ms=self._deadline_ms)
+
+        async def attempt() -> Sent:
+            return await self.send(CONSENSUS_PROPOSAL, proposal, audience="all", priority=Priority.HIGH)
+
+        return await patiently(attempt, within_s=SEND_WITHIN_S)
+
+    async def _epoch(self) -> InstalledEpoch:
+        async def attempt() -> InstalledEpoch:
+            if self.host.epoch is None:
+                raise UnavailableError("no epoch is installed: nobody can decide", reason="no_epoch")
+            return self.host.epoch
+
+        return await patiently(attempt, within_s=EPOCH_WITHIN_S)
+
+    async def _conclude(self, proposed: Proposed, announced: DecisionAnnounced) -> None:
+        option = announced.option
+        ordered = announced.outcome is Outcome.DECIDED and option is not None and option.command is not None
+        self._docket.ended(proposed.command, decided=ordered, now_ns=self.host.now_ns())
+        about = {"agent": self.name, "decision": announced.decision.hex(), "outcome": announced.outcome.value}
+        if not ordered or option is None or option.command is None:
+            log.info("nothing_to_order", option=option.name if option else "", why=announced.why, **about)
+            return
+        if option.command != proposed.command or announced.certificate is None:
+            self.host.metrics.count("admin.decisions_refused")
+            log.error("decision_refused", reason="not_what_was_proposed", **about)
+            return
+        await self._order(announced.decision, announced.certificate, option.command)
+
+    async def _order(self, decision: bytes, certificate: bytes, command: Command) -> None:
+        order = ResponseOrder(decision=decision, certificate=certificate, command=command)
+        what = f"{command.action.value} {command.address} for {command.duration_s // 60} min"
+        alert = ThreatAlert(
+            severity=Severity.CRITICAL,
+            summary=f"Decided: {what} (decision {decision.hex()[:16]})",
+            order=order,
+        )
+
+        async def attempt() -> Sent:
+            return await self.send(THREAT_ALERT, alert, audience="all", priority=Priority.CRITICAL)
+
+        try:
+            await patiently(attempt, within_s=SEND_WITHIN_S)
+        except TocsinError as error:
+            self.host.metrics.count("admin.orders_lost")
+            log.exception("order_lost", agent=self.name, decision=decision.hex(), reason=error.reason)
+            return
+        self.host.metrics.count("admin.orders")
+        log.info("ordered", agent=self.name, decision=decision.hex(), command=what)

@@ -1,0 +1,46 @@
+"""Run an agent host as a process: ``python -m tocsin.agent``, or a script of your own.
+
+    if __name__ == "__main__":
+        run_agents(Watcher)
+
+A class given here takes its role's place; the other roles are the ones that come with Tocsin.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from tocsin.agent.agent import Agent
+from tocsin.agent.host import AgentHost
+from tocsin.agent.settings import HostSettings
+from tocsin.bus import read_settings, run_guarded, serve_health, stop_on_signal
+from tocsin.contracts.identifiers import Role
+from tocsin.telemetry import Metrics, get_logger
+
+log = get_logger(__name__)
+
+
+def run_agents(*classes: type[Agent]) -> None:
+    """Carry the agents that the settings name, until SIGTERM or SIGINT; exit with the error's code."""
+    own = {agent_class.role: agent_class for agent_class in classes}
+
+    def make(role: Role, name: str) -> Agent:
+        if role in own:
+            return own[role](name)
+        # Late, so that a host of one's own agents loads no role of ours and what it needs.
+        made: Agent = import_module("tocsin.agent.roles").make(role, name)
+        return made
+
+    async def main() -> None:
+        settings = read_settings(HostSettings)
+        metrics = Metrics()
+        stop = stop_on_signal()
+        host = AgentHost(settings, make, metrics)
+        name = f"host-{settings.host_name}"
+        with serve_health(name, settings, metrics, ready=lambda: host.ready):
+            async with host:
+                await stop.wait()
+                log.info("host_stopping", host=settings.host_name)
+
+    sys.exit(run_guarded(main))

@@ -1,0 +1,103 @@
+"""A decision's certificate: everything that a third party needs to check a decision, in one piece of bytes.
+
+    certificate = msgpack array [1, epoch: bin, proposal: bin, ballots: [bin...], votes: [bin...], keys: [bin...]]
+
+``epoch`` is the epoch record's envelope, signed by the root; ``proposal`` the proposal's; ``ballots`` those of
+a quorum of participants for one option; ``votes`` the VOTE2 of a quorum of consensus instances; ``keys`` the raw
+public keys of all of them, which count only as far as their SHA-256 stands in the epoch record. There is one
+encoding: other bytes of the same meaning are refused.
+
+Decoding proves nothing: see :mod:`tocsin.evidence.verification`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import msgpack
+
+from tocsin.bus.envelope import unpack
+from tocsin.contracts.decisions import MAX_INSTANCES, MAX_PARTICIPANTS
+from tocsin.contracts.errors import InvalidInputError
+
+VERSION = 1
+MAX_CERTIFICATE_BYTES = 40 * 1024 * 1024
+"""More than a quorum of 4,096 with a key each needs: 2,745 ballots of 5.5 kB and keys of 2.6 kB."""
+MAX_KEYS = MAX_PARTICIPANTS + MAX_INSTANCES
+MAX_KEY_BYTES = 2592
+"""A raw ML-DSA-87 public key (FIPS 204, table 2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionCertificate:
+    """A decoded certificate; nothing in it is proven."""
+
+    epoch: bytes = field(repr=False)
+    proposal: bytes = field(repr=False)
+    ballots: tuple[bytes, ...] = field(repr=False)
+    votes: tuple[bytes, ...] = field(repr=False)
+    keys: tuple[bytes, ...] = field(repr=False)
+
+    def encode(self) -> bytes:
+        """Return the certificate's bytes.
+
+        Raises:
+            InvalidInputError: ``too_large``.
+        """
+        parts = (VERSION, self.epoch, self.proposal, self.ballots, self.votes, self.keys)
+        data = bytes(msgpack.packb(parts))
+        if len(data) > MAX_CERTIFICATE_BYTES:
+            raise _too_large(len(data))
+        return data
+
+    @classmethod
+    def decode(cls, data: bytes) -> DecisionCertificate:
+        """Decode a certificate.
+
+        Raises:
+            InvalidInputError: ``too_large``, ``bad_version`` or ``malformed``, for any other bytes.
+        """
+        if len(data) > MAX_CERTIFICATE_BYTES:
+            raise _too_large(len(data))
+        value = unpack(data, max_array=MAX_KEYS)
+        if type(value) is not tuple or not value or type(value[0]) is not int:
+            raise _malformed("no array that begins with a version")
+        if value[0] != VERSION:
+            raise InvalidInputError(f"certificate version {value[0]}, this is {VERSION}", reason="bad_version")
+        if len(value) != 6 or type(value[1]) is not bytes or type(value[2]) is not bytes:
+            raise _malformed("no [version, epoch, proposal, ballots, votes, keys]")
+        certificate = cls(
+            value[1],
+            value[2],
+            _list(value[3], MAX_PARTICIPANTS, "ballots"),
+            _list(value[4], MAX_INSTANCES, "votes"),
+            _list(value[5], MAX_KEYS, "keys"),
+        )
+        if any(len(key) > MAX_KEY_BYTES for key in certificate.keys):
+            raise _malformed("a key is too long")
+        if certificate.encode() != data:
+            raise _malformed("not in the one encoding")
+        return certificate
+
+
+def certificate_digest(data: bytes) -> bytes:
+    """Return the digest that travels in announcements and orders."""
+    return sha256(data).digest()
+
+
+def _list(value: Any, most: int, what: str) -> tuple[bytes, ...]:
+    if type(value) is not tuple or len(value) > most or any(type(item) is not bytes for item in value):
+        raise _malformed(f"{what} is no list of at most {most} byte strings")
+    return value
+
+
+def _malformed(detail: str) -> InvalidInputError:
+    return InvalidInputError(f"malformed certificate: {detail}", reason="malformed")
+
+
+def _too_large(size: int) -> InvalidInputError:
+    return InvalidInputError(
+        f"certificate of {size} bytes, at most {MAX_CERTIFICATE_BYTES}", reason="too_large"
+    )

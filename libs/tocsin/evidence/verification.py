@@ -1,0 +1,288 @@
+"""Verify a decision's certificate with the trust root and nothing else: no broker, no clock, no service.
+
+In this order, and nothing is accepted before all of it holds:
+
+1. the root signed the epoch record; n, f, q and Q are recomputed from its seats;
+2. the keys are those that the record binds, each once, and none that nobody uses;
+3. the proposal names this epoch and is signed by an admin with a seat in it; its leaf is the decision's id;
+4. every ballot is of this epoch, decision and round, for one and the same option, by a participant with the
+   key bound to it, no two of one participant; there are q;
+5. every vote is a VOTE2 of this epoch, decision and round, on one view, for DECIDE(H(choice)) of that option,
+   by distinct instances with their keys; there are Q;
+6. every signature in it verifies, also those beyond a quorum. Ballots of one host may share a batch's
+   signature, which is then verified once.
+
+Does not prove: that a key was not stolen (give ``revocations`` to have that reported), nor that the decision
+was wise, nor that no participant signed two ballots.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+
+from tocsin.contracts.catalogue import BALLOT, CONSENSUS_PROPOSAL, VOTE
+from tocsin.contracts.decisions import Ballot, Option, Participant, Proposal, Step, Vote
+from tocsin.contracts.errors import InvalidInputError, UntrustedError
+from tocsin.contracts.identifiers import Role
+from tocsin.contracts.response import Command
+from tocsin.crypto import Algorithm, BatchVerifier, SignatureBackend, TrustStore, Verifier, select_backend
+from tocsin.evidence.certificate import DecisionCertificate
+from tocsin.evidence.choices import check_ballot, decide_value
+from tocsin.evidence.epochs import InstalledEpoch, open_epoch
+from tocsin.evidence.reading import Evidence, read
+
+CONSENSUS_AUDIENCE = "service.consensus"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedDecision:
+    """What a certificate proves."""
+
+    decision: bytes
+    option: Option
+    proposal: Proposal
+    proposer: str
+    epoch: int
+    epoch_digest: bytes
+    round: int
+    view: int
+    participants: int
+    tolerated_faults: int
+    quorum: int
+    voters: tuple[str, ...]
+    """Participants whose ballots were verified, in order."""
+    instances: tuple[str, ...]
+    """Consensus instances whose VOTE2 were verified, in order."""
+    instances_total: int
+    instance_quorum: int
+    instance_faults: int
+    """g: so many hostile instances are tolerated; 0 with fewer than four."""
+    byzantine_tolerant: bool
+    why_not: str
+    certificate_digest: bytes
+    signatures_verified: int
+    """Distinct signatures; ballots that share a batch's signature share one."""
+    revocation: str
+    """``unknown`` where no list was given, else ``none`` or ``revoked``."""
+    revoked: tuple[str, ...]
+    """Those among voters, instances and proposer whose key is on the list."""
+
+    @property
+    def ballots_verified(self) -> int:
+        """Ballots, each of another participant."""
+        return len(self.voters)
+
+    @property
+    def command(self) -> Command | None:
+        """What was decided; None: to do nothing."""
+        return self.option.command
+
+    def view_for_auditors(self) -> dict[str, object]:
+        """Return everything as plain values: digests in hex, the command as OpenC2."""
+        return {
+            "decision": self.decision.hex(),
+            "subject": self.proposal.subject,
+            "option": self.option.name,
+            "text": self.option.text,
+            "command": None if self.command is None else self.command.openc2(),
+            "workflow": self.proposal.workflow.hex(),
+            "assessment": self.proposal.assessment.hex(),
+            "evidence": list(self.proposal.evidence),
+            "proposer": self.proposer,
+            "epoch": {"number": self.epoch, "digest": self.epoch_digest.hex()},
+            "round": self.round,
+            "view": self.view,
+            "participants": self.participants,
+            "tolerated_faults": self.tolerated_faults,
+            "quorum": self.quorum,
+            "ballots_verified": self.ballots_verified,
+            "voters": list(self.voters),
+            "instances": list(self.instances),
+            "instances_total": self.instances_total,
+            "instance_quorum": self.instance_quorum,
+            "instance_faults": self.instance_faults,
+            "byzantine_tolerant": self.byzantine_tolerant,
+            "why_not_byzantine_tolerant": self.why_not or None,
+            "signatures_verified": self.signatures_verified,
+            "revocation": self.revocation,
+            "revoked": list(self.revoked),
+            "certificate_sha256": self.certificate_digest.hex(),
+        }
+
+    def json(self, *, indent: int | None = 2) -> str:
+        """Return :meth:`view_for_auditors` as JSON."""
+        return json.dumps(self.view_for_auditors(), indent=indent)
+
+
+def verify(
+    data: bytes,
+    root_pem: bytes,
+    *,
+    revocations: Collection[bytes] | None = None,
+    backend: SignatureBackend | None = None,
+    batches: BatchVerifier | None = None,
+) -> VerifiedDecision:
+    """Verify a certificate.
+
+    Args:
+        data: its bytes; any bytes end in a value or in one of our errors.
+        root_pem: the trust root's certificate.
+        revocations: ids of keys known to be revoked. They are reported, and change nothing else: within a
+            decision the epoch record alone judges (consensus.md, "Epochs").
+        backend: who computes signatures; by default the one that this machine selects.
+        batches: a process's own memory of batch signatures that it has verified in full.
+
+    Raises:
+        InvalidInputError: malformed, or a rule is broken; the reason says which.
+        UntrustedError: a signature, key or seat is not what the epoch record says; the reason says which.
+        DeniedError: ``sender_not_allowed`` or ``not_an_admin``.
+    """
+    backend = backend or select_backend()
+    certificate = DecisionCertificate.decode(data)
+    if batches is None:  # an empty one is false
+        batches = BatchVerifier(len(certificate.ballots) + len(certificate.votes) + 2)
+    epoch = open_epoch(certificate.epoch, TrustStore(root_pem, backend), batches)
+    case = _Case(certificate, epoch)
+    full = {(e.key_id, batches.root_of(e.leaf, e.envelope.proof)) for _, e in case.signed()}
+    verifiers = _verifiers(certificate, case, backend)
+    for seat, evidence in case.signed():
+        evidence.verify(verifiers[seat.key_id], batches)
+    return case.verified(data, signatures=len(full) + 1, revocations=revocations)
+
+
+class _Case:
+    """A certificate whose statements fit together; its signatures are still to be verified."""
+
+    def __init__(self, certificate: DecisionCertificate, epoch: InstalledEpoch) -> None:
+        self.epoch = epoch
+        self.proposal = read(certificate.proposal, CONSENSUS_PROPOSAL, audience="all")
+        self.proposer = check_proposal(self.proposal, epoch)
+        self.decision = self.proposal.leaf
+        self.ballots = [read(data, BALLOT, audience=CONSENSUS_AUDIENCE) for data in certificate.ballots]
+        self.voters = [self._check_ballot(ballot) for ballot in self.ballots]
+        self.option, self.round, self.choice = self._one_choice()
+        self.votes = [read(data, VOTE, audience=CONSENSUS_AUDIENCE) for data in certificate.votes]
+        self.instances = [self._check_vote(vote) for vote in self.votes]
+        self.view = self._one_view()
+
+    def signed(self) -> Iterator[tuple[Participant, Evidence[Proposal] | Evidence[Ballot] | Evidence[Vote]]]:
+        """Return every envelope but the epoch's, with the seat that must have signed it."""
+        yield self.proposer, self.proposal
+        yield from zip(self.voters, self.ballots, strict=True)
+        yield from zip(self.instances, self.votes, strict=True)
+
+    def verified(
+        self, data: bytes, *, signatures: int, revocations: Collection[bytes] | None
+    ) -> VerifiedDecision:
+        epoch = self.epoch
+        revoked = {seat.sender for seat, _ in self.signed() if seat.key_id in (revocations or ())}
+        return VerifiedDecision(
+            decision=self.decision,
+            option=self.proposal.body.options[self.option],
+            proposal=self.proposal.body,
+            proposer=self.proposer.sender,
+            epoch=epoch.epoch.number,
+            epoch_digest=epoch.digest,
+            round=self.round,
+            view=self.view,
+            participants=epoch.quorum.participants,
+            tolerated_faults=epoch.quorum.tolerated_faults,
+            quorum=epoch.quorum.needed,
+            voters=tuple(sorted(seat.sender for seat in self.voters)),
+            instances=tuple(sorted(seat.sender for seat in self.instances)),
+            instances_total=len(epoch.instances),
+            instance_quorum=epoch.instance_quorum,
+            instance_faults=epoch.instance_faults,
+            byzantine_tolerant=epoch.byzantine_tolerant,
+            why_not=epoch.why_not,
+            certificate_digest=sha256(data).digest(),
+            signatures_verified=signatures,
+            revocation="unknown" if revocations is None else "revoked" if revoked else "none",
+            revoked=tuple(sorted(revoked)),
+        )
+
+    def _check_ballot(self, ballot: Evidence[Ballot]) -> Participant:
+        self._check_place(ballot.body)
+        return self.epoch.seat(ballot.sender, ballot.key_id)
+
+    def _one_choice(self) -> tuple[int, int, bytes]:
+        """Return option, round and H(choice) of all ballots; there is a quorum of distinct participants."""
+        _refuse_twice((seat.sender for seat in self.voters), "duplicate_participant")
+        needed = self.epoch.quorum.needed
+        if len(self.ballots) < needed:
+            raise UntrustedError(f"{len(self.ballots)} ballots, the quorum is {needed}", reason="no_quorum")
+        first = self.ballots[0].body
+        if any(ballot.body.round != first.round for ballot in self.ballots):
+            raise InvalidInputError("the ballots are of several rounds", reason="wrong_round")
+        options = {check_ballot(ballot.body, len(self.proposal.body.options)) for ballot in self.ballots}
+        if len(options) != 1:
+            raise InvalidInputError("the ballots are for several choices", reason="several_choices")
+        option = options.pop()
+        if option is None:
+            raise InvalidInputError("abstentions decide nothing", reason="abstention")
+        return option, first.round, first.value
+
+    def _check_vote(self, vote: Evidence[Vote]) -> Participant:
+        self._check_place(vote.body)
+        if vote.body.step is not Step.VOTE2:
+            raise InvalidInputError(f"a {vote.body.step.value} commits nothing", reason="wrong_step")
+        if vote.body.round != self.round:
+            raise InvalidInputError("a vote is of another round than the ballots", reason="wrong_round")
+        if vote.body.value != decide_value(self.decision, self.round, self.choice):
+            raise InvalidInputError("a vote is not for the ballots' choice", reason="wrong_value")
+        return self.epoch.instance(vote.sender, vote.key_id)
+
+    def _one_view(self) -> int:
+        """Return the view of all votes; there is a quorum of distinct instances."""
+        _refuse_twice((seat.sender for seat in self.instances), "duplicate_instance")
+        needed = self.epoch.instance_quorum
+        if len(self.votes) < needed:
+            raise UntrustedError(f"{len(self.votes)} votes, the quorum is {needed}", reason="no_commit")
+        views = {vote.body.view for vote in self.votes}
+        if len(views) != 1:
+            raise InvalidInputError("the votes are of several views", reason="several_views")
+        return views.pop()
+
+    def _check_place(self, body: Ballot | Vote) -> None:
+        if body.epoch != self.epoch.digest:
+            raise InvalidInputError("a ballot or vote is of another epoch", reason="wrong_epoch")
+        if body.decision != self.decision:
+            raise InvalidInputError("a ballot or vote is of another decision", reason="wrong_decision")
+
+
+def check_proposal(proposal: Evidence[Proposal], epoch: InstalledEpoch) -> Participant:
+    """Return the seat of a proposal's sender: an admin of the epoch that it names.
+
+    Raises:
+        InvalidInputError: ``wrong_epoch``.
+        UntrustedError: ``not_a_participant``, ``not_an_admin`` or ``wrong_key``.
+    """
+    if proposal.body.epoch != epoch.digest:
+        raise InvalidInputError("the proposal is of another epoch", reason="wrong_epoch")
+    if proposal.sender.role is not Role.ADMIN:
+        raise UntrustedError(f"{proposal.sender} is no admin", reason="not_an_admin")
+    return epoch.seat(proposal.sender, proposal.key_id)
+
+
+def _verifiers(
+    certificate: DecisionCertificate, case: _Case, backend: SignatureBackend
+) -> dict[bytes, Verifier]:
+    """Return the verifier of each key that the epoch binds to who speaks here."""
+    wanted = {seat.key_id: Algorithm(seat.algorithm) for seat, _ in case.signed()}
+    given = {sha256(key).digest(): key for key in certificate.keys}
+    if len(given) != len(certificate.keys) or given.keys() - wanted.keys():
+        raise InvalidInputError("it brings a key twice, or one that nobody uses", reason="unused_key")
+    if missing := wanted.keys() - given.keys():
+        raise InvalidInputError(f"{len(missing)} public keys are missing", reason="missing_key")
+    return {key_id: backend.verifier(wanted[key_id], key) for key_id, key in given.items()}
+
+
+def _refuse_twice(names: Iterator[str], reason: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UntrustedError(f"{name} speaks twice", reason=reason)
+        seen.add(name)

@@ -1,0 +1,1 @@
+"""The balancer: operations spread over pools of classical workers."""

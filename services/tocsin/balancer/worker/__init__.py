@@ -1,0 +1,1 @@
+"""The balancer's worker: does classical tasks, one consumer group a pool."""

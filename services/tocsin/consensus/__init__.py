@@ -1,0 +1,1 @@
+"""The consensus service: ballots in, decisions and their certificates out."""

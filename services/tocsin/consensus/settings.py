@@ -1,0 +1,31 @@
+"""What a consensus instance is told, from the environment (prefix ``TOCSIN_``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from tocsin.bus import BusSettings
+
+
+class ConsensusSettings(BusSettings):
+    """Where votes are kept, and the bounds."""
+
+    state_dir: Path = Field(
+        Path("state"),
+        description="Folder of the vote log, on a local disk. Losing it means abstaining until the next epoch.",
+    )
+    max_open_decisions: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        256, description="Decisions that are open at once; a proposal beyond them is refused."
+    )
+    max_open_per_proposer: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        64, description="Of these, those of one admin agent."
+    )
+    max_held_per_agent: Annotated[int, Field(ge=1, le=64)] = Field(
+        4, description="Ballots of one agent that came before their proposals; further ones are refused."
+    )
+    tick_s: Annotated[float, Field(ge=0.005, le=1)] = Field(
+        0.02, description="How often deadlines are looked at, in seconds."
+    )

@@ -1,0 +1,131 @@
+"""What must survive: this instance's votes, and with each what it rests on.
+
+One append-only log (:mod:`tocsin.evidence.journal`). Each entry is a letter and the bytes as they came: ``E`` an
+epoch record, ``P`` a proposal, ``B`` a ballot, ``K`` a public key, ``V`` an own vote, ``D`` the id of a decision that
+was announced and until when its proposal is good. A vote stands in one append with its proposal and its ballots,
+so after a crash either all of it is there, or none, and then nothing was sent.
+
+The log only grows: 160 kB for each decision of 40 agents, 3 MB for 847 with a key each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from tocsin.consensus.tally import Received
+from tocsin.contracts.catalogue import BALLOT, CONSENSUS_PROPOSAL, VOTE
+from tocsin.contracts.decisions import Proposal, Vote
+from tocsin.contracts.errors import InvariantBrokenError, TocsinError
+from tocsin.crypto import TrustStore, key_id
+from tocsin.evidence.epochs import InstalledEpoch, open_epoch
+from tocsin.evidence.journal import Journal, JournalWriter
+from tocsin.evidence.reading import Evidence, read
+from tocsin.evidence.verification import CONSENSUS_AUDIENCE
+
+_EPOCH, _PROPOSAL, _BALLOT, _KEY, _VOTE, _DONE = (letter.encode() for letter in "EPBKVD")
+
+
+@dataclass(slots=True)
+class Unfinished:
+    """A decision that was voted on and not announced."""
+
+    proposal: Evidence[Proposal]
+    ballots: list[Received] = field(default_factory=list)
+    votes: list[Evidence[Vote]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What the log held."""
+
+    epochs: dict[bytes, InstalledEpoch] = field(default_factory=dict)
+    """By digest, in the order of installation."""
+    keys: dict[bytes, bytes] = field(default_factory=dict)
+    unfinished: dict[bytes, Unfinished] = field(default_factory=dict)
+    ended: dict[bytes, int] = field(default_factory=dict)
+    """Until when each announced decision's proposal is good."""
+
+
+class VoteLog:
+    """The log of one instance."""
+
+    def __init__(self, writer: JournalWriter) -> None:
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, path: Path, trust: TrustStore) -> tuple[Self, Recovered]:
+        """Open the log and read what it holds, in a thread.
+
+        Raises:
+            UnavailableError: the disk refuses.
+            ConflictError: ``log_in_use``.
+            InvariantBrokenError: ``damaged_log``.
+        """
+        journal, recovered = await asyncio.to_thread(_recover, path, trust)
+        return cls(JournalWriter(journal)), recovered
+
+    async def keep_epoch(self, epoch: InstalledEpoch) -> None:
+        """Keep an epoch record."""
+        await self._writer.append([_EPOCH + epoch.data])
+
+    async def keep_votes(
+        self,
+        proposals: Iterable[bytes],
+        keys: Iterable[bytes],
+        ballots: Iterable[bytes],
+        votes: Iterable[bytes],
+    ) -> None:
+        """Keep votes together with what they rest on; then they may be sent."""
+        entries = [_PROPOSAL + data for data in proposals]
+        entries += [_KEY + data for data in keys]
+        entries += [_BALLOT + data for data in ballots]
+        entries += [_VOTE + data for data in votes]
+        await self._writer.append(entries)
+
+    async def keep_end(self, decision: bytes, until_ns: int) -> None:
+        """Keep that a decision was announced."""
+        await self._writer.append([_DONE + decision + until_ns.to_bytes(8, "big")])
+
+    async def close(self) -> None:
+        """Close the log."""
+        await asyncio.to_thread(self._writer.close)
+
+
+def _recover(path: Path, trust: TrustStore) -> tuple[Journal, Recovered]:
+    journal = Journal(path)
+    recovered = Recovered()
+    try:
+        for _, entry in journal.entries():
+            _take(recovered, entry[:1], entry[1:], trust)
+    except TocsinError as error:
+        journal.close()
+        raise InvariantBrokenError(f"{path.name}: {error}", reason="damaged_log") from error
+    return journal, recovered
+
+
+def _take(recovered: Recovered, letter: bytes, data: bytes, trust: TrustStore) -> None:
+    unfinished = recovered.unfinished
+    if letter == _EPOCH:
+        epoch = open_epoch(data, trust)
+        recovered.epochs[epoch.digest] = epoch
+    elif letter == _PROPOSAL:
+        proposal = read(data, CONSENSUS_PROPOSAL, audience="all")
+        unfinished.setdefault(proposal.leaf, Unfinished(proposal))
+    elif letter == _KEY:
+        recovered.keys[key_id(data)] = data
+    elif letter == _BALLOT:
+        ballot = read(data, BALLOT, audience=CONSENSUS_AUDIENCE)
+        received = Received(ballot.body, ballot.sender, ballot.key_id, data)
+        unfinished[ballot.body.decision].ballots.append(received)
+    elif letter == _VOTE:
+        vote = read(data, VOTE, audience=CONSENSUS_AUDIENCE)
+        unfinished[vote.body.decision].votes.append(vote)
+    elif letter == _DONE:
+        unfinished.pop(data[:32], None)
+        recovered.ended[data[:32]] = int.from_bytes(data[32:40], "big")
+    else:
+        raise InvariantBrokenError(f"an entry {letter!r}", reason="damaged_log")

@@ -1,0 +1,1 @@
+"""Fleet: who the agents are, which keys speak for them, and whether they live."""

@@ -1,0 +1,27 @@
+"""What fleet is told, from the environment (prefix ``TOCSIN_``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from tocsin.bus import BusSettings
+
+
+class FleetSettings(BusSettings):
+    """Where the intermediate authority and the tokens are, and fleet's two periods."""
+
+    authority_dir: Path = Field(
+        Path("ca"), description="Folder with fleet.key and fleet.pem, the intermediate authority."
+    )
+    tokens_file: Path = Field(
+        Path("tokens.json"), description="One-time enrolment tokens, a JSON list, mode 0600; read at start."
+    )
+    certificate_lifetime_s: Annotated[float, Field(ge=10, le=30 * 86_400)] = Field(
+        86_400.0, description="How long a host's or an agent's certificate is good, in seconds."
+    )
+    silent_after_s: Annotated[float, Field(ge=1, le=3_600)] = Field(
+        30.0, description="An agent that no heartbeat names for so long counts as silent, in seconds."
+    )

@@ -1,0 +1,1 @@
+"""The gateway: people and other systems reach Tocsin over HTTP."""

@@ -1,0 +1,1 @@
+"""The monitor: everyone's figures in one place."""

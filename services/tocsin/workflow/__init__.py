@@ -1,0 +1,1 @@
+"""Workflow: security requests carried out as hybrid quantum-classical workflows."""
