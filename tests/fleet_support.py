@@ -9,12 +9,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from support import DOMAIN, World
 
 from tocsin.agent import Agent, AgentHost, Context, HostSettings
-from tocsin.bus import Bus
+from tocsin.bus import Bus, Credentials
 from tocsin.bus.enrolment import IssuedToken
 from tocsin.contracts.analysis import AssessmentMade
 from tocsin.contracts.decisions import DecisionAnnounced
@@ -47,16 +47,16 @@ class Recorder(Agent):
     async def on_alert(self, alert: ThreatAlert, context: Context) -> None:
         self.alerts.append((alert, context))
 
-    async def on_task(self, content: object, context: Context) -> None:
+    async def on_task(self, content: object, _: Context) -> None:
         self.tasks.append(content)
 
-    async def on_discovery(self, discovery: Discovery, context: Context) -> None:
+    async def on_discovery(self, discovery: Discovery, _: Context) -> None:
         self.discoveries.append(discovery)
 
-    async def on_decision(self, announced: DecisionAnnounced, context: Context) -> None:
+    async def on_decision(self, announced: DecisionAnnounced, _: Context) -> None:
         self.decisions.append(announced)
 
-    async def on_assessment(self, made: AssessmentMade, context: Context) -> None:
+    async def on_assessment(self, made: AssessmentMade, _: Context) -> None:
         self.assessments.append(made)
 
 
@@ -96,6 +96,8 @@ class FleetWorld:
     world: World
     tokens: list[IssuedToken]
     folder: Path
+    credentials: Credentials | None = None
+    """Fleet's own, the same at each start, as an installation keeps them."""
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def start_fleet(self, **settings: Any) -> FleetService:
@@ -110,7 +112,9 @@ class FleetWorld:
             "tokens_file": tokens_file,
             **settings,
         }
-        bus = await self.world.service(ServiceName.FLEET)
+        if self.credentials is None:
+            self.credentials = self.world.credentials(SpiffeId.service(DOMAIN, ServiceName.FLEET, "0"))
+        bus = await self.world.bus(credentials=self.credentials)
         service = FleetService(bus, FleetSettings(**values))
         await service.start()
         self.stack.push_async_callback(service.stop)
@@ -160,7 +164,7 @@ class FleetWorld:
         """Open a bus as the router, which tests forward by."""
         return await self.world.service(ServiceName.ROUTER)
 
-    async def __aenter__(self) -> FleetWorld:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -36,7 +35,7 @@ async def worker(world: World, instance: str = "0") -> WorkerService:
 @asynccontextmanager
 async def process_of(
     world: World, service: ServiceName, instance: str, **environment: str
-) -> AsyncIterator[subprocess.Popen[bytes]]:
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a service as an operating system process of its own, killed at the end if it was not before."""
     folder = world.folder / "credentials"
     spiffe_id = SpiffeId.service(DOMAIN, service, instance)
@@ -48,14 +47,17 @@ async def process_of(
         "TOCSIN_CREDENTIALS_DIR": str(folder),
         "TOCSIN_INSTANCE": instance,
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", module],
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        module,
         env=os.environ | told | environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
     )
     try:
         yield process
     finally:
-        process.kill()
-        await asyncio.to_thread(process.wait)
+        if process.returncode is None:
+            process.kill()
+        await process.wait()

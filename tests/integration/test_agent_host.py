@@ -25,7 +25,7 @@ from tocsin.contracts.catalogue import (
     THREAT_ALERT,
 )
 from tocsin.contracts.decisions import DecisionAnnounced, Outcome
-from tocsin.contracts.errors import DeniedError, InvariantBrokenError
+from tocsin.contracts.errors import DeniedError, InvariantBrokenError, UnavailableError
 from tocsin.contracts.fleet import Heartbeat
 from tocsin.contracts.identifiers import Priority, Role, ServiceName, Severity
 from tocsin.contracts.observations import Observations, ObservationsTaken
@@ -191,7 +191,7 @@ async def test_hosts_survive_a_broker_restart(world: World) -> None:
                 try:
                     await router.send(ALERT_BACKUP.at(severity="critical"), sent, stream="ALERTS")
                     break
-                except Exception:  # noqa: BLE001, S112 - JetStream takes a moment to come back
+                except UnavailableError:  # JetStream takes a moment to come back
                     await asyncio.sleep(0.1)
         await eventually(lambda: len(agent(h1, "hunter-01").alerts) == 1, within_s=15)
         await agent(h1, "hunter-01").send(
@@ -241,7 +241,7 @@ async def test_an_agent_that_fails_or_hangs_disturbs_no_other(world: World) -> N
 class Counter(Recorder):
     role = Role.SENTINEL
 
-    async def on_observations(self, batch: Observations, context: Context) -> ObservationsTaken:
+    async def on_observations(self, batch: Observations, _: Context) -> ObservationsTaken:
         if batch.source == "bug":
             raise RuntimeError("secret detail")
         return ObservationsTaken(sequence=batch.sequence, flows=len(batch.flows), findings=0)

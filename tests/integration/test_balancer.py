@@ -164,6 +164,7 @@ async def test_the_task_of_a_killed_worker_is_done_by_another(world: World) -> N
         await place(bus, operation(1, long, cost_s=2))
         await eventually(lambda: "doomed" in busy)
         doomed.kill()
+        await doomed.wait()
     assert found == []
     await worker(world, "heir")
     await eventually(lambda: len(found) == 1)

@@ -36,6 +36,8 @@ from tocsin.crypto import Algorithm, BatchVerifier, SignatureBackend, TrustStore
 CLOCK_SKEW_NS = 30_000_000_000
 """How far clocks may differ (envelope.md, class live)."""
 NS_PER_MS = 1_000_000
+MAX_ENROLMENTS = 100_000
+"""Enrolment requests that are remembered, of all keys together: 20 MB."""
 KEPT_ARRIVALS = 4096
 """Arrivals kept, of one subject each (the broker's subjects have at most 4 kB): to read a subject anew for every
 message costs a tenth of opening it. Subjects that are none of the catalogue's are not kept."""
@@ -183,6 +185,7 @@ class Opener:
         self.batches = batches or BatchVerifier()
         self.replay = replay or ReplayWindow()
         self.ledger = ledger or Ledger()
+        self.enrolments = ReplayWindow(MAX_ENROLMENTS)
 
     def inspect(self, data: bytes, arrival: Arrival, *, now_ns: int) -> Inspected:
         """Steps 1 to 8.
@@ -237,9 +240,12 @@ class Opener:
             raise InvalidInputError("sealed bodies are not opened by this version", reason="sealed")
         # Step 12 before 11 where 11 leaves a mark: a body that is refused claims nothing.
         body = decode_body(kind.model, content.body)
-        if kind.message_class in {MessageClass.LIVE, MessageClass.ENROL}:
-            until_ns = content.issued_at + content.ttl_ms * NS_PER_MS + CLOCK_SKEW_NS
+        until_ns = content.issued_at + content.ttl_ms * NS_PER_MS + CLOCK_SKEW_NS
+        if kind.message_class is MessageClass.LIVE:
             self.replay.record(inspected.envelope.key_id, content.id, until_ns=until_ns, now_ns=now_ns)
+        elif kind.message_class is MessageClass.ENROL:
+            # Anybody can bring any number of keys, so all share one window; by leaf, which nobody can take first.
+            self.enrolments.record(b"", inspected.envelope.leaf, until_ns=until_ns, now_ns=now_ns)
         elif kind.message_class is MessageClass.STORED:
             self.ledger.claim(inspected.envelope.leaf)
         context = Context(

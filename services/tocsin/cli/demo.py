@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from tocsin.bus import Bus, stop_on_signal
 from tocsin.cli import report
 from tocsin.cli.exits import Exit
 from tocsin.cli.feed import STANDARD_INPUT, Fed, check_input, feed, open_input
-from tocsin.cli.job import Job, JobOutcome
+from tocsin.cli.job import Job, JobOutcome, Story
 from tocsin.cli.livefire import CANARY, Traffic, drive
 from tocsin.cli.screen import Screen
 from tocsin.cli.stack import Stack, StackOptions
@@ -35,6 +36,8 @@ FIGURES_INTERVAL_S = 1.0
 LAST_FIGURES_S = 1.2
 """Every process publishes its figures each second: wait for those that include the end of the story."""
 SENSORS_TIMEOUT_S = 10.0
+LATENCIES = ("detection", "alert_routed", "analysis", "decision", "delivery_last", "actuation_last")
+"""In the order of the story."""
 OUTCOMES = {
     JobOutcome.RESPONDED: Exit.OK,
     JobOutcome.NO_ANOMALIES: Exit.OK,
@@ -130,6 +133,8 @@ async def _perform(
     fed, traffic = await _attack(options, stack, bus, job, screen)
     expected = traffic is not None or bool(fed and fed.taken and fed.taken.findings)
     outcome = await job.follow(expected=expected)
+    if job.story.actuations:
+        job.note("response", _response(job.story), headline=True)
     screen.begin("report", "gathering the last figures")
     certificate, verified = await _certificate(bus, job, stack)
     await asyncio.sleep(LAST_FIGURES_S)
@@ -140,14 +145,14 @@ async def _perform(
         source=options.source or "live fire",
         fed=fed,
         traffic=traffic,
-        comparison=compare(_findings(job), fed.labelled) if fed and fed.labelled else None,
+        comparison=compare(job.story.findings, fed.labelled) if fed and fed.labelled else None,
         figures=await _figures(bus),
         epoch=epoch,
         verified=verified,
         timings_s=stack.timings_s,
         ended_ns=time.time_ns(),
     )
-    screen.done("report", str(options.folder))
+    screen.done("report", _shown(options.folder))
     return outcome, run, certificate
 
 
@@ -206,10 +211,6 @@ async def _certificate(bus: Bus, job: Job, stack: Stack) -> tuple[bytes | None, 
     return data, verified
 
 
-def _findings(job: Job) -> list[Finding]:
-    return job.story.findings
-
-
 async def _figures(bus: Bus) -> Figures | None:
     return await bus.request(MONITOR_FIGURES, FiguresRequest(), timeout_s=3.0)
 
@@ -256,8 +257,9 @@ def _summarise(console: Console, run: report.Run, files: list[Path]) -> None:
                 f"{a.subject} {a.verdict.value}, confidence {a.confidence:.2f}, {a.technique.id} {a.technique.name}",
             )
         )
-        models = ", ".join(f"{s.model} {s.baseline_quantile:.0%}" for s in (a.quantum, *a.classical))
-        lines.append(("scores", f"share of the baseline below it: {models}"))
+        classical = ", ".join(f"{s.model} {s.baseline_quantile:.0%}" for s in a.classical)
+        quantum = f"{a.quantum.model} {a.quantum.baseline_quantile:.0%}"
+        lines.append(("scores", f"share of the baseline below it: quantum {quantum}; classical {classical}"))
         lines.append(
             (
                 "QPU",
@@ -276,8 +278,9 @@ def _summarise(console: Console, run: report.Run, files: list[Path]) -> None:
             ("delivery", f"{story.delivery.delivered} of {story.delivery.due} agents, proven by receipts")
         )
     if story.actuations:
-        lines.append(("actuation", f"{len(story.actuations)} guardians, dry run"))
-    shown = ", ".join(f"{name.replace('_', ' ')} {value:.0f} ms" for name, value in story.latencies_ms.items())
+        lines.append(("actuation", f"{_response(story)}; dry run"))
+    measured = [(name, story.latencies_ms[name]) for name in LATENCIES if name in story.latencies_ms]
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:.0f} ms" for name, value in measured)
     if shown:
         lines.append(("latency", shown))
     rejected = sum(total["envelopes_rejected"].values())
@@ -289,10 +292,22 @@ def _summarise(console: Console, run: report.Run, files: list[Path]) -> None:
         )
     )
     lines.append(("start-up", ", ".join(f"{name} {value:.1f} s" for name, value in run.timings_s.items())))
-    lines.append(("files", ", ".join(str(path) for path in files)))
+    lines.append(("files", f"{_shown(files[0].parent)}/: {', '.join(path.name for path in files)}"))
     console.print()
     for label, text in lines:
         console.print(f"[bold]{label:12}[/bold]{text}", soft_wrap=True, highlight=False)
+
+
+def _response(story: Story) -> str:
+    outcomes = Counter(record.outcome.value.replace("_", " ") for record in story.actuations)
+    command = story.actuations[0].command
+    did = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+    return f"{command.action.value} {command.address}: of {len(story.actuations)} guardians {did}"
+
+
+def _shown(path: Path) -> str:
+    """Return a path as short as it can be said from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _strongest(findings: list[Finding]) -> str:

@@ -50,6 +50,8 @@ class Moment:
     at_ns: int
     stage: str
     text: str
+    headline: bool = False
+    """Whether it says how the stage stands, rather than one thing among many."""
 
 
 @dataclass(slots=True)
@@ -113,9 +115,9 @@ class Job:
         """Note the moment from which detection is measured."""
         self._attack_ns = time.time_ns()
 
-    def note(self, stage: str, text: str) -> None:
+    def note(self, stage: str, text: str, *, headline: bool = False) -> None:
         """Add a line to the timeline."""
-        moment = Moment(time.time_ns(), stage, text)
+        moment = Moment(time.time_ns(), stage, text, headline)
         self.story.timeline.append(moment)
         self._tell(moment)
         self._changed.set()
@@ -193,7 +195,8 @@ class Job:
             begun_ns = self._attack_ns or story.begun_ns
             story.latencies_ms["detection"] = (context.content.issued_at - begun_ns) / NS_PER_MS
             story.latencies_ms["alert_routed"] = late_ms
-        self.note("alert", f"{context.sender.name}: {alert.summary} [{alert.severity.value}]")
+        text = f"{context.sender.name}: {alert.summary} [{alert.severity.value}]"
+        self.note("alert", text, headline=len(story.alerts) == 1)
 
     def _on_proposal(self, proposal: Proposal, context: Context) -> None:
         story = self.story
@@ -201,7 +204,7 @@ class Job:
             return
         story.proposal, story.decision_id = proposal, context.leaf
         story.ballots = self._early_ballots.pop(context.leaf, {})
-        self.note("decision", f"{context.sender.name} proposes: {proposal.options[0].text}")
+        self.note("decision", f"{context.sender.name} proposes: {proposal.options[0].text}", headline=True)
 
     async def _on_ballot(self, ballot: Ballot, context: Context) -> None:
         option = "abstain" if ballot.choice is Choice.ABSTAIN else str(ballot.option)
@@ -222,6 +225,7 @@ class Job:
             "decision",
             f"{announced.outcome.value}: {name}, {announced.ballots_for} ballots, quorum {announced.quorum} of "
             f"{announced.participants}",
+            headline=True,
         )
 
     async def _on_event(self, body: Message, context: Context) -> None:
@@ -238,7 +242,8 @@ class Job:
             story.delivery = body
             if body.last_ms is not None:
                 story.latencies_ms["delivery_last"] = body.last_ms
-            self.note("response", f"delivered to {body.delivered} of {body.due} agents")
+            late = "" if body.last_ms is None else f", the last after {body.last_ms:.0f} ms"
+            self.note("response", f"delivered to {body.delivered} of {body.due} agents{late}", headline=True)
         elif isinstance(body, Actuation) and body.decision == story.decision_id:
             story.actuations.append(body)
             if story.order_issued_ns is not None:
@@ -263,11 +268,13 @@ class Job:
             self.note("analysis", f"failed: {made.failure.detail}")
         elif made.assessment is not None:
             assessment = made.assessment
-            if story.assessment is None and assessment.recommended is not None:
+            followed = story.assessment is None and assessment.recommended is not None
+            if followed:
                 story.assessment = assessment
                 begun = [s for s in story.stages if s.workflow == made.workflow]
                 story.latencies_ms["analysis"] = max((s.elapsed_ms for s in begun), default=0.0)
             self.note(
                 "analysis",
                 f"{assessment.subject} is {assessment.verdict.value}, confidence {assessment.confidence:.2f}",
+                headline=followed,
             )

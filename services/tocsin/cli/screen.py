@@ -21,7 +21,7 @@ from tocsin.contracts.operations import Figures
 
 STAGES = ("start", "input", "alert", "analysis", "decision", "response", "report")
 RECENT_LINES = 14
-MARKS = {"waiting": ("·", "dim"), "running": ("▶", "cyan"), "done": ("✔", "green"), "failed": ("✘", "red")}
+MARKS = {"waiting": ("·", "dim"), "running": ("▶", "cyan"), "done": ("✓", "green"), "failed": ("✗", "red")}
 
 
 class Screen:
@@ -61,9 +61,13 @@ class Screen:
         if self._processes.get(name) == state:
             return
         self._processes[name] = state
+        if state == "ready":
+            self._add("start", f"{name} is ready")
         ready = sum(1 for s in self._processes.values() if s == "ready")
-        self._details["start"] = f"{ready} services ready" + (
-            f", agents {self._processes['agents']}" if "agents" in self._processes else ""
+        waiting = [name for name, s in self._processes.items() if s == "starting"]
+        agents = f", {self._processes['agents']} agents" if "agents" in self._processes else ""
+        self._details["start"] = f"{ready} services ready{agents}" + (
+            f", waiting for {', '.join(waiting)}" if waiting else ""
         )
 
     def begin(self, stage: str, detail: str = "") -> None:
@@ -89,9 +93,13 @@ class Screen:
         """Show a moment of the story."""
         if moment.stage in self._states:
             self.begin(moment.stage)
-            self._details[moment.stage] = moment.text
+            if moment.headline or not self._details[moment.stage]:
+                self._details[moment.stage] = moment.text
+        self._add(moment.stage, moment.text)
+
+    def _add(self, stage: str, text: str) -> None:
         elapsed = time.monotonic() - self._begun
-        line = Text.assemble((f"{elapsed:6.2f}s ", "dim"), (f"{moment.stage:9}", "bold"), moment.text)
+        line = Text.assemble((f"{elapsed:6.2f}s ", "dim"), (f"{stage:9}", "bold"), text)
         line.no_wrap = True
         line.overflow = "ellipsis"
         self._recent.append(line)
@@ -119,11 +127,11 @@ class Screen:
         )
 
     def _stages(self) -> Table:
-        table = Table(title=self._title, title_justify="left", title_style="bold", box=None, expand=False)
-        table.add_column("", width=1)
-        table.add_column("stage", width=9)
-        table.add_column("time", justify="right", width=8)
-        table.add_column("", overflow="ellipsis", no_wrap=True)
+        table = Table(title=self._title, title_justify="left", title_style="bold", box=None, expand=True)
+        table.add_column("", width=1, no_wrap=True)
+        table.add_column("stage", width=9, no_wrap=True)
+        table.add_column("time", justify="right", width=8, no_wrap=True)
+        table.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
         for stage in STAGES:
             mark, style = MARKS[self._states[stage]]
             seconds = self._seconds.get(stage)

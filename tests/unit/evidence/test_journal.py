@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tocsin.contracts.errors import ConflictError, InvariantBrokenError, UnavailableError
-from tocsin.evidence import journal as journal_module
 from tocsin.evidence.journal import HEADER, Journal, JournalWriter
 
 
@@ -94,7 +93,7 @@ def test_after_a_failed_fsync_nothing_more_is_taken(tmp_path: Path, monkeypatch:
     def refuse(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(journal_module.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(UnavailableError):
         journal.append([b"x"])
     monkeypatch.undo()
@@ -116,7 +115,7 @@ async def test_appends_that_are_ready_together_share_an_fsync(
         synced += 1
         fsync(descriptor)
 
-    monkeypatch.setattr(journal_module.os, "fsync", count)
+    monkeypatch.setattr(os, "fsync", count)
     entries = [str(number).encode() for number in range(100)]
     places = await asyncio.gather(*(writer.append([entry]) for entry in entries))
     assert [writer.journal.read(place) for (place,) in places] == entries

@@ -13,12 +13,14 @@ from tocsin.agent.roles.admin import Docket, proposal_of
 from tocsin.agent.roles.alerting import MAX_ALERTS, News, alerts_of, severity_of
 from tocsin.agent.roles.correlation import (
     LONGEST_S,
-    MAX_ALERTS as MAX_ALERT_IDS,
     MAX_CASES,
     MAX_RELATED,
     QUIET_S,
     Correlation,
     case_of,
+)
+from tocsin.agent.roles.correlation import (
+    MAX_ALERTS as MAX_ALERT_IDS,
 )
 from tocsin.agent.roles.deception import Outbox
 from tocsin.agent.roles.memory import Memory

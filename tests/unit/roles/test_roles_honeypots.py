@@ -9,6 +9,7 @@ import struct
 from collections.abc import AsyncIterator
 
 import pytest
+import uvloop
 
 from tocsin.agent.roles.canary import TOUCHED, Silence, finding_of
 from tocsin.agent.roles.dialogues import (
@@ -224,6 +225,22 @@ async def test_a_reset_after_a_word_is_a_reset(pots: Pots) -> None:
     assert pots.flows[0].state is FlowState.RESET
 
 
+def test_who_is_gone_before_being_asked_is_still_named() -> None:
+    """On uvloop, which production runs on: a socket that was reset no longer tells its peer's address there."""
+
+    async def knock() -> list[Visit]:
+        pots = Pots()
+        await pots.open()
+        for port in pots.ports.values():
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await pots.seen(6)
+        await pots.close()
+        return pots.visits
+
+    assert {(one.client[0], one.ending) for one in uvloop.run(knock())} == {("127.0.0.1", Ending.RESET)}
+
+
 async def test_who_talks_too_much_or_too_long_is_cut_off() -> None:
     pots = Pots(max_seconds=0.3)
     await pots.open()
@@ -258,7 +275,7 @@ async def test_a_closed_honeypot_leaves_no_connection_and_no_port() -> None:
     await pot.close()
     assert await asyncio.wait_for(reader.read(), 2) == b""
     writer.close()
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(OSError, match=r"Connect call failed"):
         await asyncio.open_connection("127.0.0.1", port)
 
 

@@ -75,7 +75,7 @@ class _Gathering:
             self.alerts[alert] = None
         key = (finding.kind, finding.subject, finding.source)
         known = self.findings.get(key)
-        if known is None or finding.score > known.score:
+        if known is None or _rank(finding) < _rank(known):
             self.findings[key] = finding
         if len(self.findings) > MAX_RELATED + 1:
             del self.findings[max(self.findings, key=lambda one: _rank(self.findings[one]))]

@@ -98,15 +98,17 @@ class Deception(Agent):
             UnavailableError: ``no_port``.
         """
         self.host.spawn(self._report(), f"deception {self.name}")
-        for honeypot in self._honeypots:
-            port = await honeypot.open(self._address)
-            ready = SensorReady(agent=self.name, address=self._address, port=port, imitates=honeypot.imitates)
-            await self.host.event(self, EVENT_SENSOR, ready)
+        await asyncio.gather(*(self._open(honeypot) for honeypot in self._honeypots))
 
     async def stopping(self) -> None:
         """Close the honeypots and report what they have seen."""
         await asyncio.gather(*(honeypot.close() for honeypot in self._honeypots))
         await self._flush()
+
+    async def _open(self, honeypot: Honeypot) -> None:
+        port = await honeypot.open(self._address)
+        ready = SensorReady(agent=self.name, address=self._address, port=port, imitates=honeypot.imitates)
+        await self.host.event(self, EVENT_SENSOR, ready)
 
     def _on_visit(self, visit: Visit) -> None:
         self.host.metrics.count("deception.visits")

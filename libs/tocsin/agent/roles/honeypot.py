@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from tocsin.agent.roles.dialogues import Dialogue, Login
 from tocsin.contracts.errors import UnavailableError
 from tocsin.contracts.observations import Flow, FlowState
+from tocsin.telemetry import get_logger
 
 MAX_CONNECTIONS = 64
 """At a time, of one honeypot; a further one is closed at once and recorded as rejected."""
@@ -27,6 +30,10 @@ FINISH_S = 1.0
 """How long a client may take to close after the last answer."""
 READ_BYTES = 1024
 BACKLOG = 128
+PAUSE_S = 0.1
+"""After a failure to accept: most likely the process has no file descriptor left."""
+
+log = get_logger(__name__)
 
 
 class Ending(StrEnum):
@@ -119,64 +126,81 @@ class Honeypot:
         self._now_s = now_s
         self._max_connections = max_connections
         self._max_seconds = max_seconds
-        self._server: asyncio.Server | None = None
-        self._serving: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: set[_Connection] = set()
         self._address = ""
 
     async def open(self, address: str) -> int:
-        """Listen on a free port of ``address``; return the port."""
+        """Listen on a free port of ``address``; return the port.
+
+        Raises:
+            UnavailableError: ``no_port``.
+        """
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
         try:
-            self._server = await asyncio.start_server(self._serve, address, 0, limit=MAX_BYTES, backlog=BACKLOG)
+            listener.settimeout(0)
+            listener.bind((address, 0))
+            listener.listen(BACKLOG)
         except OSError as error:
+            listener.close()
             raise UnavailableError(
                 f"no port for a honeypot on {address}: {error.strerror}", reason="no_port"
             ) from error
-        self._address = address
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listener, self._address = listener, address
+        self.port = listener.getsockname()[1]
+        self._run(self._accept(listener))
         return self.port
 
     async def close(self) -> None:
-        """Stop listening and end all connections."""
-        if self._server is None:
-            return
-        self._server.close()
-        for task in self._serving:
+        """Stop listening and end all connections; those that are open are not recorded."""
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
-        await self._server.wait_closed()
-        self._server = None
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in self._connections:
+            connection.close()  # its task had not begun
+        self._connections.clear()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - asyncio runs this as a task
-        self._serving.add(task)
-        connection = _Connection(reader, writer, self._dialogue())
-        try:
-            if len(self._serving) > self._max_connections:
-                connection.ending = Ending.TURNED_AWAY
-            await self._record(connection)
-        except asyncio.CancelledError:
-            # Ends here and not in asyncio's own callback, which would call it an error: we are closing.
-            connection.ending = Ending.TURNED_AWAY
-        finally:
-            self._serving.discard(task)
-            if connection.ending is Ending.CLOSED:
-                writer.close()
-            else:
-                writer.transport.abort()  # it takes nothing more: do not wait until it does
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=f"honeypot {self.imitates}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
 
-    async def _record(self, connection: _Connection) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("honeypot_failed", imitates=self.imitates, exc_info=error)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        # By hand: of a client that is gone already, only accept(2) itself still tells the address.
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, peer = await loop.sock_accept(listener)
+            except OSError as error:
+                log.warning("honeypot_cannot_accept", imitates=self.imitates, error=error.strerror)
+                await asyncio.sleep(PAUSE_S)
+                continue
+            accepted.settimeout(0)
+            connection = _Connection(accepted, self._dialogue())
+            full = len(self._connections) >= self._max_connections
+            self._connections.add(connection)
+            self._run(self._serve(connection, (peer[0], peer[1]), full=full))
+
+    async def _serve(self, connection: _Connection, client: tuple[str, int], *, full: bool) -> None:
         at_s, begun_s = self._now_s(), asyncio.get_running_loop().time()
-        client = connection.client
-        if client is None:
-            return  # gone before it could be asked who it is
+        ending = Ending.TURNED_AWAY
         try:
-            async with asyncio.timeout(self._max_seconds):
-                await connection.converse()
-        except TimeoutError:
-            connection.ending = Ending.TIMED_OUT
-        except OSError:
-            connection.ending = Ending.RESET
+            if not full:
+                ending = await connection.converse(self._max_seconds)
+        finally:
+            self._connections.discard(connection)
+            connection.close()
         self._on_visit(
             Visit(
                 at_s=at_s,
@@ -186,7 +210,7 @@ class Honeypot:
                 duration_s=asyncio.get_running_loop().time() - begun_s,
                 received_bytes=connection.received_bytes,
                 sent_bytes=connection.sent_bytes,
-                ending=connection.ending,
+                ending=ending,
                 logins=tuple(connection.logins),
             )
         )
@@ -195,24 +219,32 @@ class Honeypot:
 class _Connection:
     """One client's conversation with a dialogue."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dialogue: Dialogue) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, accepted: socket.socket, dialogue: Dialogue) -> None:
+        self._socket = accepted
         self._dialogue = dialogue
-        self.ending = Ending.CLOSED
         self.received_bytes = 0
         self.sent_bytes = 0
         self.logins: list[Login] = []
-        peer = writer.get_extra_info("peername")
-        self.client: tuple[str, int] | None = (peer[0], peer[1]) if peer else None
 
-    async def converse(self) -> None:
-        """Talk until either side has had enough."""
-        if self.ending is Ending.TURNED_AWAY:
-            return
+    def close(self) -> None:
+        """Close the connection, whatever its state."""
+        self._socket.close()
+
+    async def converse(self, max_seconds: float) -> Ending:
+        """Talk until either side has had enough; return how it ended."""
+        try:
+            async with asyncio.timeout(max_seconds):
+                await self._talk()
+        except TimeoutError:
+            return Ending.TIMED_OUT
+        except OSError:
+            return Ending.RESET
+        return Ending.CLOSED
+
+    async def _talk(self) -> None:
         await self._say(self._dialogue.greet())
         while self.received_bytes < MAX_BYTES:
-            data = await self._reader.read(min(READ_BYTES, MAX_BYTES - self.received_bytes))
+            data = await self._hear(min(READ_BYTES, MAX_BYTES - self.received_bytes))
             if not data:
                 return
             self.received_bytes += len(data)
@@ -223,19 +255,20 @@ class _Connection:
                 await self._finish()
                 return
 
+    async def _hear(self, most: int) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(self._socket, most)
+
     async def _say(self, reply: bytes) -> None:
         if reply:
-            self._writer.write(reply)
+            await asyncio.get_running_loop().sock_sendall(self._socket, reply)
             self.sent_bytes += len(reply)
-            await self._writer.drain()
 
     async def _finish(self) -> None:
         """Close so that the last answer arrives: a reset would overtake it."""
-        if self._writer.can_write_eof():
-            self._writer.write_eof()
+        self._socket.shutdown(socket.SHUT_WR)
         # Whatever the client still sends is read and dropped, up to what a connection may send.
         left = MAX_BYTES
         with suppress(TimeoutError):
             async with asyncio.timeout(FINISH_S):
-                while left > 0 and (data := await self._reader.read(READ_BYTES)):
+                while left > 0 and (data := await self._hear(READ_BYTES)):
                     left -= len(data)

@@ -1,0 +1,135 @@
+"""The worker's side: a process that the program starts, and that sends and receives for it.
+
+Lines of JSON: its plan comes first on standard input; it says ``ready``; a start moment comes; it says how far
+it is, four times a second; ``finish`` comes; it says its outcome and ends. When its input ends the program is
+gone, and so is the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal, Protocol, Self, TypeVar
+
+import uvloop
+from _traffic import Arrivals, Outcome, Schedule, Sending, outcome_of, send_on_time
+from pydantic import BaseModel, ConfigDict
+
+PROGRESS_S = 0.25
+
+
+class TrafficPlan(BaseModel):
+    """What every worker is told."""
+
+    model_config = ConfigDict(frozen=True)
+
+    nats_url: str
+    nats_token_file: str
+    schedule: Schedule
+    sender: int
+    """Which share of the schedule is this worker's."""
+    agents: tuple[str, ...]
+    """Those that it carries."""
+    everyone: tuple[str, ...]
+    body_bytes: int
+    seed: int
+
+
+class Start(BaseModel):
+    """From the program: when message 0 is due, by the monotonic clock."""
+
+    start_ns: int
+
+
+class Said(BaseModel):
+    """From a worker: how far it is."""
+
+    state: Literal["ready", "running", "sent", "done"]
+    received: int = 0
+    sent: int = 0
+    outcome: Outcome | None = None
+
+
+P_co = TypeVar("P_co", bound=TrafficPlan, covariant=True)
+
+
+class Plane(Protocol):
+    """One way for messages to travel: through Tocsin, or through a plain relay."""
+
+    arrivals: Arrivals
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def send(self, number: int, sender: str, recipient: str) -> None:
+        """Send message ``number`` from one agent to another."""
+        ...
+
+    def counters(self) -> dict[str, int]:
+        """Return what the process has counted so far."""
+        ...
+
+
+def work(plan_model: type[P_co], plane_of: Callable[[P_co], Plane]) -> None:
+    """Run a worker to its end."""
+    plan = plan_model.model_validate_json(sys.stdin.readline())
+    uvloop.run(_work(plan, plane_of(plan)))
+
+
+async def _work(plan: TrafficPlan, plane: Plane) -> None:
+    async with plane:
+        _say(Said(state="ready"))
+        start_ns = Start.model_validate_json(await _hear()).start_ns
+        plane.arrivals.start_ns = start_ns
+        before = plane.counters()
+        sending = Sending()
+        share = plan.schedule.share(plan.sender)
+        traffic = asyncio.create_task(
+            send_on_time(plan.schedule, share, start_ns, sender_of(plan, plane), sending)
+        )
+        finish = asyncio.create_task(_hear())
+        while not finish.done():
+            await asyncio.wait({finish}, timeout=PROGRESS_S)
+            if traffic.done():
+                traffic.result()
+            _say(
+                Said(
+                    state="sent" if traffic.done() else "running",
+                    received=len(plane.arrivals.numbers),
+                    sent=len(sending.sent),
+                )
+            )
+        finish.result()
+        counted = {name: count - before.get(name, 0) for name, count in plane.counters().items()}
+        _say(Said(state="done", outcome=outcome_of(sending, plane.arrivals, counted)))
+
+
+def sender_of(plan: TrafficPlan, plane: Plane) -> Callable[[int], asyncio.Future[None]]:
+    """Return what sends message ``number``, from one of this worker's agents to any other agent."""
+    chance = random.Random(plan.seed)  # a seed fixes who writes to whom
+
+    def send(number: int) -> asyncio.Future[None]:
+        sender = chance.choice(plan.agents)
+        recipient = sender
+        while recipient == sender:
+            recipient = chance.choice(plan.everyone)
+        return plane.send(number, sender, recipient)  # type: ignore[return-value]  # awaited like one
+
+    return send
+
+
+def _say(said: Said) -> None:
+    print(said.model_dump_json(), flush=True)
+
+
+async def _hear() -> str:
+    line = await asyncio.to_thread(sys.stdin.readline)
+    if not line:
+        raise EOFError("the program is gone")
+    return line

@@ -1,0 +1,313 @@
+"""One instance's rules: what opens a decision, which ballots count, how it ends."""
+
+from __future__ import annotations
+
+import pytest
+from council import NOW_NS, Council, ballot_body, proposal_body
+
+from tocsin.consensus.protocol import SKEW_NS, Accuse, CastVote, Effect, End, Limits, Protocol
+from tocsin.consensus.tally import Received
+from tocsin.contracts.catalogue import BALLOT, VOTE
+from tocsin.contracts.decisions import Outcome, Step
+from tocsin.contracts.errors import TocsinError
+from tocsin.contracts.identifiers import SpiffeId
+from tocsin.evidence.choices import close_value
+from tocsin.evidence.epochs import open_epoch
+from tocsin.evidence.reading import read
+
+MS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def council() -> Council:
+    return Council()
+
+
+@pytest.fixture
+def protocol(council: Council) -> Protocol:
+    return installed(council)
+
+
+def installed(council: Council, limits: Limits | None = None) -> Protocol:
+    protocol = Protocol(str(council.services[0]), limits)
+    assert protocol.install(council.epoch)
+    return protocol
+
+
+def received(council: Council, who: SpiffeId, decision: bytes, option: int | None) -> Received:
+    """Return a ballot as the bus hands it over: its signature is the bus's business, so the data are short."""
+    body = ballot_body(council.epoch.digest, decision, option)
+    return Received(body, who, council.seat(who)[1], f"{who.name}:{option}".encode())
+
+
+def settle(council: Council, protocol: Protocol, effects: list[Effect]) -> list[Effect]:
+    """Sign what is to be cast and give it back, as the shell does; return everything that happened."""
+    happened: list[Effect] = []
+    while effects:
+        effect, *effects = effects
+        happened.append(effect)
+        if isinstance(effect, CastVote):
+            me = council.services[0]
+            data = council.sign([(me, VOTE, effect.vote)])[0]
+            effects += protocol.signed(effect.vote, me, council.seat(me)[1], data)
+    return happened
+
+
+def refusal(act: object) -> str:
+    with pytest.raises(TocsinError) as caught:
+        act()  # type: ignore[operator]  # every caller passes a lambda
+    return caught.value.reason
+
+
+def test_a_quorum_decides_and_no_ballot_fewer(council: Council, protocol: Protocol) -> None:
+    proposal = council.propose()
+    effects = protocol.open(proposal, NOW_NS)
+    for who in council.voters[:4]:
+        effects += protocol.ballot(received(council, who, proposal.leaf, 0), NOW_NS)
+    assert effects == []
+    effects = settle(
+        council, protocol, protocol.ballot(received(council, council.voters[4], proposal.leaf, 0), 0)
+    )
+    steps = [e.vote.step for e in effects if isinstance(e, CastVote)]
+    assert steps == [Step.PROPOSE, Step.VOTE1, Step.VOTE2]
+    (end,) = (e for e in effects if isinstance(e, End))
+    assert end.outcome is Outcome.DECIDED
+    assert end.ballots is not None
+    assert (end.ballots.option, end.ballots_for, end.ballots_received) == (0, 5, 5)
+    assert end.missing == tuple(sorted(map(str, council.voters[5:])))
+
+
+def test_after_the_decision_nothing_has_an_effect(council: Council, protocol: Protocol) -> None:
+    proposal = council.propose()
+    protocol.open(proposal, NOW_NS)
+    for who in council.voters[:5]:
+        settle(council, protocol, protocol.ballot(received(council, who, proposal.leaf, 1), NOW_NS))
+    late = council.voters[5]
+    assert protocol.open_decisions == 0
+    assert protocol.ballot(received(council, late, proposal.leaf, 0), NOW_NS) == []
+    assert protocol.open(proposal, NOW_NS) == []
+    assert protocol.tick(NOW_NS + 6_000 * MS) == []
+
+
+def test_what_has_ended_is_forgotten_only_when_its_proposal_is_too_old(
+    council: Council, protocol: Protocol
+) -> None:
+    proposal = council.propose()
+    protocol.open(proposal, NOW_NS)
+    settle(council, protocol, protocol.tick(NOW_NS + 5_000 * MS))
+    for now_ns in (NOW_NS + 5_000 * MS + SKEW_NS, NOW_NS + 5_001 * MS + SKEW_NS):
+        protocol.tick(now_ns)
+    assert refusal(lambda: protocol.open(proposal, NOW_NS + 5_001 * MS + SKEW_NS)) == "deadline_passed"
+
+
+def test_ballots_before_the_proposal_are_held_and_counted(council: Council, protocol: Protocol) -> None:
+    proposal = council.propose()
+    for who in council.voters[:5]:
+        assert protocol.ballot(received(council, who, proposal.leaf, 0), NOW_NS) == []
+    effects = settle(council, protocol, protocol.open(proposal, NOW_NS))
+    assert isinstance(effects[-1], End)
+
+
+def test_two_ballots_that_were_held_are_an_equivocation(council: Council, protocol: Protocol) -> None:
+    proposal = council.propose()
+    for option in (0, 1, 0):
+        protocol.ballot(received(council, council.voters[3], proposal.leaf, option), NOW_NS)
+    (accused,) = protocol.open(proposal, NOW_NS)
+    assert isinstance(accused, Accuse)
+    assert accused.proof.accused == str(council.voters[3])
+
+
+def test_held_ballots_are_bounded_per_agent_and_expire(council: Council, protocol: Protocol) -> None:
+    who, other = council.voters[1:3]
+    for number in range(4):
+        protocol.ballot(received(council, who, bytes([number]) * 32, 0), NOW_NS)
+    fifth = received(council, who, bytes([9]) * 32, 0)
+    assert refusal(lambda: protocol.ballot(fifth, NOW_NS)) == "too_many_held"
+    assert protocol.ballot(received(council, other, bytes([9]) * 32, 0), NOW_NS) == []
+    protocol.tick(NOW_NS + SKEW_NS + 1)
+    assert protocol.ballot(fifth, NOW_NS) == []
+
+
+def test_an_equivocator_counts_once_and_is_accused_once(council: Council, protocol: Protocol) -> None:
+    proposal = council.propose()
+    protocol.open(proposal, NOW_NS)
+    who = council.voters[2]
+    first, second = (received(council, who, proposal.leaf, option) for option in (0, 1))
+    assert protocol.ballot(first, NOW_NS) == []
+    (accused,) = protocol.ballot(second, NOW_NS)
+    assert isinstance(accused, Accuse)
+    assert (accused.proof.first, accused.proof.second) == (first.data, second.data)
+    assert protocol.ballot(second, NOW_NS) == []
+    for other in council.voters[3:7]:
+        effects = settle(council, protocol, protocol.ballot(received(council, other, proposal.leaf, 0), NOW_NS))
+    (end,) = (e for e in effects if isinstance(e, End))
+    assert end.ballots is not None
+    assert [r.data for r in end.ballots.ballots if r.sender == who] == [first.data]
+
+
+def test_the_deadline_closes(council: Council, protocol: Protocol) -> None:
+    proposal = council.propose()
+    protocol.open(proposal, NOW_NS)
+    protocol.ballot(received(council, council.voters[0], proposal.leaf, 0), NOW_NS)
+    assert protocol.tick(NOW_NS + 4_999 * MS) == []
+    effects = settle(council, protocol, protocol.tick(NOW_NS + 5_000 * MS))
+    end = effects[-1]
+    assert isinstance(end, End)
+    assert (end.outcome, end.ballots) == (Outcome.CLOSED, None)
+    assert end.commit.value == close_value(proposal.leaf, 1)
+    assert "before the deadline: 1 of the 5 ballots" in end.why
+
+
+def test_impossibility_closes_at_once(council: Council, protocol: Protocol) -> None:
+    proposal = council.propose()
+    effects = protocol.open(proposal, NOW_NS)
+    for position, who in enumerate(council.voters[:6]):
+        assert effects == []
+        effects += protocol.ballot(received(council, who, proposal.leaf, position % 2), NOW_NS)
+    effects = settle(council, protocol, effects)
+    end = effects[-1]
+    assert isinstance(end, End)
+    assert end.outcome is Outcome.CLOSED
+    assert "can reach its quorum any more" in end.why
+
+
+def test_abstentions_decide_nothing(council: Council, protocol: Protocol) -> None:
+    proposal = council.propose()
+    protocol.open(proposal, NOW_NS)
+    effects: list[Effect] = []
+    for who in council.voters[:5]:
+        effects += settle(
+            council, protocol, protocol.ballot(received(council, who, proposal.leaf, None), NOW_NS)
+        )
+    assert isinstance(effects[-1], End)
+    assert effects[-1].outcome is Outcome.CLOSED
+
+
+def test_a_ballot_between_the_closing_proposal_and_its_signature_changes_nothing(
+    council: Council, protocol: Protocol
+) -> None:
+    """The deadline passes with four of five ballots; the fifth arrives while CLOSE is being signed."""
+    proposal = council.propose()
+    protocol.open(proposal, NOW_NS)
+    for who in council.voters[:4]:
+        protocol.ballot(received(council, who, proposal.leaf, 0), NOW_NS)
+    closing = protocol.tick(NOW_NS + 5_000 * MS)
+    assert protocol.ballot(received(council, council.voters[4], proposal.leaf, 0), NOW_NS) == []
+    effects = settle(council, protocol, closing)
+    assert {e.vote.value for e in effects if isinstance(e, CastVote)} == {close_value(proposal.leaf, 1)}
+    assert isinstance(effects[-1], End)
+    assert effects[-1].outcome is Outcome.CLOSED
+
+
+def test_who_may_not_ballot_is_refused(council: Council, protocol: Protocol) -> None:
+    proposal = council.propose()
+    protocol.open(proposal, NOW_NS)
+    good = received(council, council.voters[1], proposal.leaf, 0)
+    stranger = SpiffeId.parse(str(good.sender).replace("s-1", "s-99"))
+    other_key = council.seat(council.voters[3])[1]
+    cases = {
+        "not_a_participant": Received(good.ballot, stranger, good.key_id, b""),
+        "wrong_key": Received(good.ballot, good.sender, other_key, b""),
+        "wrong_epoch": Received(
+            good.ballot.model_copy(update={"epoch": bytes(32)}), good.sender, good.key_id, b""
+        ),
+        "wrong_round": Received(good.ballot.model_copy(update={"round": 2}), good.sender, good.key_id, b""),
+        "bad_choice": Received(good.ballot.model_copy(update={"option": 1}), good.sender, good.key_id, b""),
+    }
+    for reason, ballot in cases.items():
+        assert refusal(lambda ballot=ballot: protocol.ballot(ballot, NOW_NS)) == reason
+    assert (
+        refusal(lambda: protocol.ballot(received(council, good.sender, proposal.leaf, 5), NOW_NS))
+        == "bad_choice"
+    )
+
+
+def test_what_may_not_open_a_decision_is_refused(council: Council, protocol: Protocol) -> None:
+    proposal = council.propose()
+    other_epoch = council.propose(proposal_body(bytes(32)))
+    assert refusal(lambda: protocol.open(other_epoch, NOW_NS)) == "wrong_epoch"
+    assert refusal(lambda: protocol.open(proposal, NOW_NS - SKEW_NS - 1)) == "issued_in_future"
+    assert refusal(lambda: protocol.open(proposal, NOW_NS + SKEW_NS + 5_001 * MS)) == "deadline_passed"
+    fresh = Protocol(str(council.services[0]))
+    assert refusal(lambda: fresh.open(proposal, NOW_NS)) == "no_epoch"
+    assert (
+        refusal(lambda: fresh.ballot(received(council, council.admin, proposal.leaf, 0), NOW_NS)) == "no_epoch"
+    )
+
+
+def test_open_decisions_are_bounded(council: Council) -> None:
+    protocol = installed(council, Limits(open_decisions=5, open_per_proposer=2))
+    for number in range(2):
+        protocol.open(council.propose(proposal_body(council.epoch.digest, subject=str(number))), NOW_NS)
+    third = council.propose(proposal_body(council.epoch.digest, subject="third"))
+    assert refusal(lambda: protocol.open(third, NOW_NS)) == "too_many_decisions"
+    settle(council, protocol, protocol.tick(NOW_NS + 5_000 * MS))
+    assert protocol.open(third, NOW_NS) == []
+
+
+def test_epochs_go_forward_only(council: Council) -> None:
+    protocol = installed(council)
+    assert not protocol.install(council.epoch)
+    same_number = open_epoch(council.sign_epoch(council.epoch_record(0)), council.trust)
+    later = open_epoch(council.sign_epoch(council.epoch_record(2)), council.trust)
+    between = open_epoch(council.sign_epoch(council.epoch_record(1)), council.trust)
+    assert same_number.digest != council.epoch.digest
+    assert refusal(lambda: protocol.install(same_number)) == "stale_epoch"
+    assert protocol.install(later)
+    assert refusal(lambda: protocol.install(between)) == "stale_epoch"
+
+
+def test_who_has_lost_its_log_abstains_until_the_next_epoch(council: Council) -> None:
+    protocol = Protocol(str(council.services[0]))
+    protocol.abstain_until_after(0)
+    assert refusal(lambda: protocol.install(council.epoch)) == "stale_epoch"
+    assert protocol.install(open_epoch(council.sign_epoch(council.epoch_record(1)), council.trust))
+
+
+def test_four_instances_are_not_for_this_version() -> None:
+    council = Council(instances=4)
+    assert refusal(lambda: Protocol(str(council.services[0])).install(council.epoch)) == "too_many_instances"
+    assert refusal(lambda: Protocol("spiffe://x/y/z").install(council.epoch)) == "not_an_instance"
+
+
+@pytest.mark.parametrize("kept", [(Step.PROPOSE, Step.VOTE1), (Step.PROPOSE, Step.VOTE1, Step.VOTE2)])
+@pytest.mark.parametrize("balloted", [5, 2])
+def test_a_restart_goes_on_where_the_log_ends(
+    council: Council, protocol: Protocol, kept: tuple[Step, ...], balloted: int
+) -> None:
+    """Decided (five ballots) or closed (two), with or without the VOTE2: the same outcome, nothing cast anew."""
+    proposal = council.propose()
+    protocol.open(proposal, NOW_NS)
+    effects: list[Effect] = []
+    for who in council.voters[:balloted]:
+        effects += protocol.ballot(received(council, who, proposal.leaf, 0), NOW_NS)
+    before = settle(council, protocol, effects + protocol.tick(NOW_NS + 5_000 * MS))
+    votes = {e.vote.step: e for e in before if isinstance(e, CastVote)}
+    logged = [
+        read(
+            council.sign([(council.services[0], VOTE, votes[step].vote)])[0], VOTE, audience="service.consensus"
+        )
+        for step in kept
+    ]
+    based_on = votes[Step.VOTE1].ballots
+    again = installed(council)
+    after = settle(
+        council,
+        again,
+        again.restore(council.epoch, proposal, based_on.ballots if based_on else (), logged),
+    )
+    assert [e.vote.step for e in after if isinstance(e, CastVote)] == [s for s in Step if s not in kept]
+    ends = [e for e in (*before, *after) if isinstance(e, End)]
+    assert len({(end.outcome, end.commit.value) for end in ends}) == 1
+    assert len(ends) == 2
+
+
+def test_a_ballot_of_the_bus_is_a_ballot_of_the_protocol(council: Council, protocol: Protocol) -> None:
+    """The same through real envelopes: what the test above abbreviates."""
+    proposal = council.propose()
+    protocol.open(proposal, NOW_NS)
+    effects: list[Effect] = []
+    for data in council.ballots(proposal.leaf, [(who, 0) for who in council.voters[:5]]):
+        ballot = read(data, BALLOT, audience="service.consensus")
+        effects += protocol.ballot(Received(ballot.body, ballot.sender, ballot.key_id, data), NOW_NS)
+    assert isinstance(settle(council, protocol, effects)[-1], End)

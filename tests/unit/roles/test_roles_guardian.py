@@ -1,0 +1,220 @@
+"""The guardian against true, false and forged orders, with certificates that are really signed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from council import DENY, Council
+
+from tocsin.agent.actuators import Actuator, Carried, VerifiedOrder
+from tocsin.agent.agent import HostView
+from tocsin.agent.roles import guardian as module
+from tocsin.agent.roles.guardian import Guardian, check
+from tocsin.bus import Context
+from tocsin.contracts.base import Message
+from tocsin.contracts.errors import TocsinError, UnavailableError
+from tocsin.contracts.identifiers import Role, Severity, SpiffeId
+from tocsin.contracts.response import Actuation, ActuationOutcome, Command, ResponseOrder
+from tocsin.contracts.routing import ThreatAlert
+from tocsin.evidence.verification import verify
+from tocsin.telemetry import Metrics
+
+
+@pytest.fixture(scope="module")
+def council() -> Council:
+    return Council()
+
+
+@dataclass
+class Decided:
+    """A decision and its certificate."""
+
+    decision: bytes
+    data: bytes
+
+    @classmethod
+    def by(cls, council: Council, option: int = 0) -> Decided:
+        data = council.certificate(option).encode()
+        return cls(verify(data, council.root.certificate_pem).decision, data)
+
+    def order(self, **changes: Any) -> ResponseOrder:
+        order = ResponseOrder(decision=self.decision, certificate=sha256(self.data).digest(), command=DENY)
+        return order.model_copy(update=changes)
+
+
+@pytest.fixture(scope="module")
+def decided(council: Council) -> Decided:
+    return Decided.by(council)
+
+
+@dataclass
+class Desk:
+    """The part of a host that a guardian uses, with a shelf of certificates in place of the broker's."""
+
+    state_dir: Path
+    root_pem: bytes
+    certificates: dict[str, bytes]
+    metrics: Metrics = field(default_factory=Metrics)
+    events: list[Actuation] = field(default_factory=list)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def now_ns(self) -> int:
+        return 5
+
+    async def certificate(self, decision_hex: str) -> bytes:
+        try:
+            return self.certificates[decision_hex]
+        except KeyError:
+            raise UnavailableError("not there", reason="no_object") from None
+
+    async def event(self, _agent: object, _kind: object, body: Message) -> None:
+        assert isinstance(body, Actuation)
+        self.events.append(body)
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self.tasks.append(asyncio.create_task(work, name=name))
+
+    async def settled(self) -> list[Actuation]:
+        await asyncio.gather(*self.tasks)
+        return self.events
+
+
+def sender(role: Role) -> Context:
+    return cast("Context", SimpleNamespace(sender=SpiffeId.agent("council.tocsin", role, "somebody")))
+
+
+ADMIN = sender(Role.ADMIN)
+
+
+def alert(order: ResponseOrder, severity: Severity = Severity.CRITICAL) -> ThreatAlert:
+    return ThreatAlert(severity=severity, summary="Decided", order=order)
+
+
+@asynccontextmanager
+async def guardian_at(desk: Desk, actuator: Actuator | None = None) -> AsyncIterator[Guardian]:
+    guardian = Guardian("guardian-01", actuator=actuator)
+    guardian.host = cast("HostView", desk)
+    await guardian.started()
+    yield guardian
+    await guardian.stopping()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, council: Council, decided: Decided) -> Desk:
+    return Desk(tmp_path, council.root.certificate_pem, {decided.decision.hex(): decided.data})
+
+
+async def test_a_true_order_is_written_down_once_and_reported(desk: Desk, decided: Decided) -> None:
+    async with guardian_at(desk) as guardian:
+        for _ in range(3):
+            await guardian.on_alert(alert(decided.order()), ADMIN)
+        (done, *others) = await desk.settled()
+        await guardian.on_alert(alert(decided.order()), ADMIN)
+    assert (done.outcome, done.ballots_verified, done.quorum) == (ActuationOutcome.WOULD_DO, 5, 5)
+    assert [(one.outcome, one.detail.split(":")[0]) for one in others] == [
+        (ActuationOutcome.REFUSED, "already_acted")
+    ] * 2
+    (line,) = (desk.state_dir / "actuations.jsonl").read_text().splitlines()
+    written = json.loads(line)
+    assert written["command"] == DENY.openc2()
+    assert (written["decision"], written["guardian"]) == (decided.decision.hex(), "guardian-01")
+
+
+async def test_after_a_restart_a_decision_is_not_acted_on_again(desk: Desk, decided: Decided) -> None:
+    for _ in range(2):
+        async with guardian_at(desk) as guardian:
+            await guardian.on_alert(alert(decided.order()), ADMIN)
+            await desk.settled()
+    assert len(desk.events) == 1
+    assert len((desk.state_dir / "actuations.jsonl").read_text().splitlines()) == 1
+
+
+OTHER = Command(action=DENY.action, address="198.51.100.7", duration_s=60)
+
+
+@pytest.mark.parametrize(
+    ("changes", "who", "reason"),
+    [
+        ({"command": OTHER}, ADMIN, "wrong_command"),
+        ({"certificate": bytes(32)}, ADMIN, "wrong_certificate"),
+        ({}, sender(Role.GUARDIAN), "not_an_admin"),
+    ],
+)
+async def test_a_false_order_is_refused_and_the_true_one_still_counts(
+    desk: Desk, decided: Decided, changes: dict[str, Any], who: Context, reason: str
+) -> None:
+    async with guardian_at(desk) as guardian:
+        await guardian.on_alert(alert(decided.order(**changes)), who)
+        (refused,) = await desk.settled()
+        assert not (desk.state_dir / "actuations.jsonl").exists()
+        await guardian.on_alert(alert(decided.order()), ADMIN)
+        _, done = await desk.settled()
+    assert (refused.outcome, refused.ballots_verified) == (ActuationOutcome.REFUSED, 0)
+    assert refused.detail.startswith(f"{reason}: ")
+    assert done.outcome is ActuationOutcome.WOULD_DO
+
+
+async def test_without_a_certificate_nothing_is_done(
+    desk: Desk, decided: Decided, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FETCH_WITHIN_S", 0.2)
+    desk.certificates.clear()
+    async with guardian_at(desk) as guardian:
+        await guardian.on_alert(alert(decided.order()), ADMIN)
+        (refused,) = await desk.settled()
+    assert refused.detail.startswith("no_object: ")
+
+
+async def test_nothing_but_a_critical_order_is_looked_at(desk: Desk, decided: Decided) -> None:
+    async with guardian_at(desk) as guardian:
+        await guardian.on_alert(alert(decided.order(), Severity.HIGH), ADMIN)
+        await guardian.on_alert(ThreatAlert(severity=Severity.CRITICAL, summary="no order"), ADMIN)
+    assert not desk.tasks
+
+
+class Failing:
+    name = "failing"
+
+    async def carry_out(self, order: VerifiedOrder) -> Carried:
+        raise UnavailableError(f"no way to {order.command.address}", reason="actuator_failed")
+
+
+async def test_an_actuator_that_fails_is_reported_and_not_asked_again(desk: Desk, decided: Decided) -> None:
+    async with guardian_at(desk, Failing()) as guardian:
+        await guardian.on_alert(alert(decided.order()), ADMIN)
+        (refused,) = await desk.settled()
+        await guardian.on_alert(alert(decided.order()), ADMIN)
+    assert (refused.actuator, refused.detail.split(":")[0]) == ("failing", "actuator_failed")
+    assert len(desk.events) == 1
+
+
+def reason_of(order: ResponseOrder, data: bytes, root_pem: bytes) -> str:
+    with pytest.raises(TocsinError) as caught:
+        check(order, data, root_pem)
+    return caught.value.reason
+
+
+def test_a_certificate_proves_only_its_own_decision(council: Council, decided: Decided) -> None:
+    root = council.root.certificate_pem
+    nothing = Decided.by(council, option=1)
+    assert check(decided.order(), decided.data, root).command == DENY
+    assert reason_of(nothing.order(), nothing.data, root) == "wrong_command"
+    of_another = decided.order(decision=bytes(32))
+    assert reason_of(of_another, decided.data, root) == "wrong_decision"
+
+
+def test_another_root_or_a_changed_byte_is_refused(council: Council, decided: Decided) -> None:
+    assert reason_of(decided.order(), decided.data, Council(agents=3).root.certificate_pem) == "wrong_root"
+    changed = bytearray(decided.data)
+    changed[len(changed) // 2] ^= 1
+    forged = Decided(decided.decision, bytes(changed))
+    assert reason_of(forged.order(), forged.data, council.root.certificate_pem)
