@@ -7,6 +7,7 @@ reader that has seen a later one.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ MAX_WAITING = 4096
 
 CHANGE_ATTEMPTS = 8
 """How often a change starts anew because somebody else wrote meanwhile."""
+CHANGE_PAUSE_S = 0.05
+IDENTITY_WAIT_S = 2.0
+"""How long a write waits for the certificate of who wrote what stands there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +67,22 @@ class Records(Generic[M]):
         Raises:
             UntrustedError: what the bucket holds is no record of this key, or ``rolled_back``.
         """
+        seen = self._seen.get(key, 0)
         entry = await self._entry(key)
         if entry is None or not entry.value:
             return None
-        return (await self._open(key, entry.value))[1]
+        return (await self._open(key, entry.value, seen))[1]
 
     async def all(self) -> dict[str, M]:
         """Return every record that holds; those that do not are rejected and left out."""
         found: dict[str, M] = {}
         for key in await self.keys():
+            seen = self._seen.get(key, 0)
             entry = await self._entry(key)
             if entry is None or not entry.value:
                 continue
             try:
-                found[key] = (await self._open(key, entry.value))[1]
+                found[key] = (await self._open(key, entry.value, seen))[1]
             except TocsinError as error:
                 self._bus.reject(error, f"{self._bucket.name}/{key}", entry.value)
         return found
@@ -91,10 +97,14 @@ class Records(Generic[M]):
             UnavailableError: the broker has no such bucket.
         """
 
+        followed: dict[str, int] = {}
+
         async def learn(key: str, data: bytes) -> None:
             self._waiting.pop(key, None)
             try:
-                value = (await self._open(key, data))[1]
+                # Against what was followed, not against what was seen: an own write may be ahead of the watch.
+                revision, value = await self._open(key, data, followed.get(key, 0))
+                followed[key] = revision
             except TocsinError as error:
                 if error.reason == "unknown_key" and len(self._waiting) < MAX_WAITING:
                     self._waiting[key] = data
@@ -134,15 +144,16 @@ class Records(Generic[M]):
             ConflictError: ``stale``: others wrote, again and again.
         """
         for attempt in range(CHANGE_ATTEMPTS):
-            held = await self._read(key)
-            value = change(held.value)
-            if value is None:
-                return None
             try:
-                await self._write(key, value, held)
+                held = await self._read(key)
+                value = change(held.value)
+                if value is not None:
+                    await self._write(key, value, held)
             except ConflictError:
                 if attempt == CHANGE_ATTEMPTS - 1:
                     raise
+                # Apart, or two writers would meet again and again.
+                await asyncio.sleep(random.uniform(0, CHANGE_PAUSE_S) * (attempt + 1))  # noqa: S311 - jitter
             else:
                 return value
         return None
@@ -161,16 +172,26 @@ class Records(Generic[M]):
         self._seen.pop(key, None)
 
     async def _read(self, key: str) -> _Held[M]:
-        entry = await self._entry(key)
-        value, last, revision = None, None, 0
-        if entry is not None and entry.value:
-            last = entry.revision
+        """Read what a write builds on.
+
+        A record of a key that is not known here may be a true one whose certificate is on its way: it is
+        waited for, before it is taken for the forgery that must not block the true record.
+        """
+        deadline = time.monotonic() + IDENTITY_WAIT_S
+        while True:
+            seen = self._seen.get(key, 0)
+            entry = await self._entry(key)
+            if entry is None or not entry.value:
+                return _Held(None, None, seen)
             try:
-                revision, value = await self._open(key, entry.value)
+                revision, value = await self._open(key, entry.value, seen)
             except TocsinError as error:
-                # What stands there is not ours to build on, but a forgery must not block the true record.
+                if error.reason == "unknown_key" and time.monotonic() < deadline:
+                    await asyncio.sleep(CHANGE_PAUSE_S)
+                    continue
                 self._bus.reject(error, f"{self._bucket.name}/{key}", entry.value)
-        return _Held(value, last, max(revision, self._seen.get(key, 0)))
+                return _Held(None, entry.revision, seen)
+            return _Held(value, entry.revision, max(revision, seen))
 
     async def _write(self, key: str, value: M, held: _Held[M]) -> int:
         revision = held.revision + 1
@@ -189,7 +210,8 @@ class Records(Generic[M]):
         self._seen[key] = revision
         return revision
 
-    async def _open(self, key: str, data: bytes) -> tuple[int, M]:
+    async def _open(self, key: str, data: bytes, seen: int) -> tuple[int, M]:
+        """Open a record; ``seen`` is the highest revision that was known *before* it was read."""
         opener = self._bus.opener
         arrival = Arrival.record(self._kind, key)
         body, _ = await asyncio.get_running_loop().run_in_executor(
@@ -200,9 +222,9 @@ class Records(Generic[M]):
             raise UntrustedError(
                 f"record of {record.bucket}/{record.key} stands at {key}", reason="moved_record"
             )
-        if record.revision < self._seen.get(key, 0):
+        if record.revision < seen:
             raise UntrustedError(f"{self._bucket.name}/{key} was rolled back", reason="rolled_back")
-        self._seen[key] = record.revision
+        self._seen[key] = max(record.revision, self._seen.get(key, 0))
         return record.revision, decode_body(self._bucket.model, record.value)
 
     async def _entry(self, key: str) -> KeyValue.Entry | None:
