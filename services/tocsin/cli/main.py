@@ -43,6 +43,8 @@ ca_app = typer.Typer(help="The certificate authority of an installation.", no_ar
 app.add_typer(decision_app, name="decision")
 app.add_typer(envelope_app, name="envelope")
 app.add_typer(ca_app, name="ca")
+agent_app = typer.Typer(help="Agents of one's own.", no_args_is_help=True)
+app.add_typer(agent_app, name="agent")
 
 DEFAULT_STATE = Path(platformdirs.user_state_dir("tocsin"))
 StateOption = Annotated[Path, typer.Option(help="State folder of `tocsin up`.")]
@@ -120,6 +122,20 @@ def tail_command(
         return Exit.OK
 
     raise typer.Exit(_run(run()))
+
+
+@agent_app.command("invite")
+def agent_invite(
+    host: Annotated[str, typer.Argument(help="Name of the new host.")],
+    agents: Annotated[list[str], typer.Argument(help="Its agents, name:role each.")],
+    out: Annotated[Path, typer.Option(help="Folder to make, with all that the host needs.")],
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Let a host of your own join a running `tocsin up`: one-time tokens, and its settings."""
+    from tocsin.cli.invite import invite, parse_agents
+
+    env = invite(state.absolute(), host, parse_agents(agents, host), out.absolute())
+    _show(f"{env}")
 
 
 @decision_app.command("verify")

@@ -6,10 +6,13 @@ import asyncio
 
 from rich.console import Console
 
-from tocsin.bus import Bus, stop_on_signal
+from tocsin.bus import Bus, Context, stop_on_signal
 from tocsin.cli.exits import Exit
+from tocsin.cli.livefire import CANARY
 from tocsin.cli.stack import Stack, StackOptions
+from tocsin.contracts.catalogue import EVENT
 from tocsin.contracts.identifiers import ServiceName
+from tocsin.contracts.observations import SensorReady
 from tocsin.telemetry import Metrics
 
 CHECK_INTERVAL_S = 0.5
@@ -52,6 +55,14 @@ async def _start(stack: Stack, bus: Bus, console: Console) -> None:
         if state == "ready":
             console.print(f"  {what} ready")
 
+    honeypots: list[SensorReady] = []
+
+    async def on_sensor(sensor: SensorReady, _: Context) -> None:
+        if sensor.imitates != CANARY:
+            honeypots.append(sensor)
+
+    sensor_tokens = {"service": "agent", "kind": "sensor"}
+    await bus.subscribe(EVENT, on_sensor, at=sensor_tokens)
     stack.start_services()
     stack.start_hosts()
     await stack.wait_services(bus, progress)
@@ -69,6 +80,7 @@ async def _start(stack: Stack, bus: Bus, console: Console) -> None:
         ),
         ("root", str(stack.options.state / "ca" / "root.pem")),
         ("logs", str(stack.options.logs)),
+        ("traps", f"honeypots on 127.0.0.1, ports {' '.join(str(h.port) for h in honeypots)}"),
     ):
         console.print(f"  {label:7} {value}", soft_wrap=True, highlight=False)
     console.print(
