@@ -26,7 +26,11 @@ PENDING_BYTES = 64 * 1024 * 1024
 
 async def connect(url: str, token_file: str) -> Client:
     """Connect as the bus does."""
-    return await nats.connect(url, token=Path(token_file).read_text().strip())
+    return await nats.connect(url, token=_token(token_file))
+
+
+def _token(token_file: str) -> str:
+    return Path(token_file).read_text().strip()
 
 
 class PlainPlane:

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own, which we lack
+import psutil
 from _worker import Said, Start
 from pydantic import BaseModel, ValidationError
 
@@ -128,8 +129,7 @@ class Worker:
             self._news.set()
         self._news.set()
 
-    async def _until(self, holds: object, timeout_s: float) -> None:
-        assert callable(holds)  # noqa: S101 - private
+    async def _until(self, holds: Callable[[], bool], timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):
                 while not holds():

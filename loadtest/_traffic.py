@@ -120,7 +120,7 @@ async def send_on_time(
 
     for number in share:
         due_ns = start_ns + plan.due_ns(number)
-        while (wait_ns := due_ns - time.monotonic_ns()) > 0:
+        while (wait_ns := due_ns - time.monotonic_ns()) > 0:  # noqa: ASYNC110 - time passes, nobody sets an event
             # The loop's clock has milliseconds: rounded up, or it would spin through the last one.
             await asyncio.sleep(math.ceil(wait_ns / 1e6) / 1e3)
         if done.begun % TURN == 0:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Literal, Protocol, Self, TypeVar
 
@@ -110,16 +110,16 @@ async def _work(plan: TrafficPlan, plane: Plane) -> None:
         _say(Said(state="done", outcome=outcome_of(sending, plane.arrivals, counted)))
 
 
-def sender_of(plan: TrafficPlan, plane: Plane) -> Callable[[int], asyncio.Future[None]]:
+def sender_of(plan: TrafficPlan, plane: Plane) -> Callable[[int], Awaitable[None]]:
     """Return what sends message ``number``, from one of this worker's agents to any other agent."""
     chance = random.Random(plan.seed)  # a seed fixes who writes to whom
 
-    def send(number: int) -> asyncio.Future[None]:
+    def send(number: int) -> Awaitable[None]:
         sender = chance.choice(plan.agents)
         recipient = sender
         while recipient == sender:
             recipient = chance.choice(plan.everyone)
-        return plane.send(number, sender, recipient)  # type: ignore[return-value]  # awaited like one
+        return plane.send(number, sender, recipient)
 
     return send
 
@@ -129,7 +129,7 @@ def _say(said: Said) -> None:
 
 
 async def _hear() -> str:
-    line = await asyncio.to_thread(sys.stdin.readline)
+    line: str = await asyncio.to_thread(sys.stdin.readline)
     if not line:
         raise EOFError("the program is gone")
     return line

@@ -48,7 +48,7 @@ from tocsin.contracts.identifiers import Role, ServiceName, Severity
 from tocsin.contracts.observations import FindingKind, Observations, SensorReady
 from tocsin.contracts.response import Action, Actuation, ActuationOutcome, Command
 from tocsin.contracts.routing import ThreatAlert
-from tocsin.crypto import sign_batch
+from tocsin.crypto import Algorithm, sign_batch
 from tocsin.evidence.epochs import make_epoch
 from tocsin.evidence.verification import verify
 from tocsin.router.service import RouterService
@@ -169,7 +169,7 @@ async def start_consensus(scene: Scene) -> ConsensusService:
         number=0,
         trust_domain=DOMAIN,
         participants=[
-            (agent_id(one.agent.role, one.agent.name), one.agent.key_id, int(key.algorithm))
+            (agent_id(one.agent.role, one.agent.name), one.agent.key_id, int(Algorithm.ML_DSA_65))
             for one in roster.entries
         ],
         instances=[(bus.id, key.signer.key_id, int(key.algorithm))],

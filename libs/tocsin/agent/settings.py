@@ -8,7 +8,6 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from tocsin.bus import BusSettings
-from tocsin.contracts.errors import InvalidInputError
 from tocsin.contracts.fleet import MAX_AGENTS_PER_HOST, AgentSpec
 from tocsin.contracts.identifiers import NAME_PATTERN, Role
 
@@ -65,7 +64,5 @@ class HostSettings(BusSettings):
 
 
 def _split(spec: str) -> tuple[str, str]:
-    name, found, role = spec.partition(":")
-    if not found:
-        raise InvalidInputError(f"{spec[:80]!r} is no name:role", reason="bad_settings")
+    name, _, role = spec.partition(":")
     return name, role

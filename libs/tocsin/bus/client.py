@@ -13,6 +13,7 @@ reason and never their body.
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -68,11 +69,28 @@ M = TypeVar("M", bound=Message)
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
 
+MAX_CERTIFICATE_BYTES = 64 * 1024 * 1024
+"""Three times that of 4,096 ballots with ML-DSA-65, of 5 KB each."""
+CERTIFICATE_TIMEOUT_S = 20.0
+
 Tokens: TypeAlias = Mapping[str, str]
 """The tokens of a subject, by name."""
 NO_TOKENS: Tokens = MappingProxyType({})
 
 log = get_logger(__name__)
+
+
+class _BoundedBytes(io.BytesIO):
+    """Takes so many bytes and no more."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]  # the store's client writes bytes only
+        if self.tell() + len(data) > self._most:
+            raise InvalidInputError(f"more than {self._most} bytes", reason="bad_certificate")
+        return super().write(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -561,13 +579,25 @@ class Bus:
             raise translate(error, f"certificate {name}") from error
 
     async def get_certificate(self, name: str) -> bytes:
-        """Fetch a decision's certificate; whoever acts on it verifies it."""
+        """Fetch a decision's certificate; whoever acts on it verifies it.
+
+        Raises:
+            UnavailableError: it is not there, or not all of it.
+            InvalidInputError: ``bad_certificate``: the store holds something else under that name.
+        """
+        data = _BoundedBytes(MAX_CERTIFICATE_BYTES)
         try:
-            store = await self.connection.js.object_store(CERTIFICATES)
-            result = await store.get(name)
+            # The client would wait for ever for pieces that the object only claims to have.
+            async with asyncio.timeout(CERTIFICATE_TIMEOUT_S):
+                store = await self.connection.js.object_store(CERTIFICATES)
+                await store.get(name, writeinto=data)
         except (TimeoutError, nats.errors.Error) as error:
             raise translate(error, f"certificate {name}") from error
-        return result.data or b""
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise InvalidInputError(
+                f"the store holds no certificate under {name}", reason="bad_certificate"
+            ) from error
+        return data.getvalue()
 
     async def flush(self) -> None:
         """Wait until the broker has seen everything sent so far, subscriptions included."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tocsin.bus.enrolment import HeldToken, IssuedToken
 from tocsin.contracts.decisions import MIN_PARTICIPANTS
 from tocsin.contracts.errors import InvalidInputError
+from tocsin.contracts.fleet import AgentSpec
 from tocsin.contracts.identifiers import Role
 
 MAX_AGENTS = 1000
@@ -77,29 +80,46 @@ def _shares(count: int) -> list[tuple[Role, int]]:
     return [(role, shares[role]) for role in Role if shares[role]]
 
 
-def enrolment_tokens(agents: Sequence[PlannedAgent], host: str, seed: bytes) -> list[dict[str, object]]:
+def enrolment_tokens(agents: Sequence[PlannedAgent], host: str, seed: bytes) -> list[IssuedToken]:
     """Make a host's one-time tokens: one for the host with its ordinary agents, one for each admin.
 
     Args:
         agents: the whole fleet.
         host: the host.
-        seed: 32 random bytes, fresh for each fleet: the secrets are derived from it.
+        seed: 32 random bytes, fresh for each fleet: ids and secrets of the tokens are derived from it.
     """
     mine = [agent for agent in agents if agent.host == host]
     groups = [(True, [agent for agent in mine if agent.role is not Role.ADMIN])]
     groups += [(False, [agent]) for agent in mine if agent.role is Role.ADMIN]
-    tokens: list[dict[str, object]] = []
-    for number, (names_host, members) in enumerate(groups):
-        if not members and not names_host:
-            continue
-        token_id = f"{host}-{number}-{hashlib.sha256(seed).hexdigest()[:8]}"
-        tokens.append(
-            {
-                "token_id": token_id,
-                "secret_hex": hashlib.sha256(seed + token_id.encode()).hexdigest(),
-                "host": host,
-                "names_host": names_host,
-                "agents": [{"name": agent.name, "role": agent.role.value} for agent in members],
-            }
+    batch = hashlib.sha256(b"batch" + seed).hexdigest()[:8]
+    return [
+        IssuedToken(
+            token_id=f"{host}-{number}-{batch}",
+            secret_hex=hashlib.sha256(b"token" + seed + f"{host}/{number}".encode()).hexdigest(),
+            host=host,
+            names_host=names_host,
+            agents=tuple(AgentSpec(name=agent.name, role=agent.role) for agent in members),
         )
-    return tokens
+        for number, (names_host, members) in enumerate(groups)
+    ]
+
+
+def as_issued(tokens: Sequence[IssuedToken]) -> str:
+    """Return the tokens file that fleet reads."""
+    return json.dumps([token.model_dump(mode="json") for token in tokens])
+
+
+def as_held(tokens: Sequence[IssuedToken]) -> str:
+    """Return the tokens file that the host itself reads."""
+    return json.dumps(
+        [
+            HeldToken(
+                token_id=token.token_id,
+                secret_hex=token.secret_hex,
+                names_host=token.names_host,
+                host=token.host,
+                agents=tuple(agent.name for agent in token.agents),
+            ).model_dump(mode="json")
+            for token in tokens
+        ]
+    )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from pathlib import Path
 
 from tocsin.bus import Broker
 from tocsin.bus.credentials import read
-from tocsin.bus.enrolment import HeldToken, IssuedToken, read_tokens
-from tocsin.cli.fleetplan import PlannedAgent, enrolment_tokens
+from tocsin.bus.enrolment import IssuedToken, read_tokens
+from tocsin.cli.fleetplan import PlannedAgent, as_held, as_issued, enrolment_tokens
 from tocsin.contracts.errors import ConflictError, InvalidInputError
 from tocsin.contracts.identifiers import Role, SpiffeId
 
@@ -57,19 +56,12 @@ def invite(state: Path, host: str, agents: list[PlannedAgent], out: Path) -> Pat
         raise ConflictError(f"{out} exists already", reason="file_exists", advice="choose another --out")
     tokens = enrolment_tokens(agents, host, secrets.token_bytes(32))
     issued = state / "fleet" / "tokens.json"
-    known = [token.model_dump(mode="json") for token in read_tokens(issued, IssuedToken)]
-    _replace_private(issued, json.dumps([*known, *tokens]))
+    _replace_private(issued, as_issued([*read_tokens(issued, IssuedToken), *tokens]))
     credentials = out / "credentials"
     credentials.mkdir(parents=True, mode=0o700)
     (credentials / "ca.pem").write_bytes(read(state / "ca" / "root.pem"))
     _replace_private(out / "broker-token", read(state / "broker" / "token").decode())
-    held = [
-        HeldToken(
-            **{**token, "agents": tuple(member["name"] for member in token["agents"])}  # type: ignore[attr-defined,arg-type]  # dicts, see enrolment_tokens
-        ).model_dump(mode="json")
-        for token in tokens
-    ]
-    _replace_private(out / "tokens.json", json.dumps(held))
+    _replace_private(out / "tokens.json", as_held(tokens))
     settings = {
         "nats_url": url,
         "nats_token_file": out / "broker-token",

@@ -7,7 +7,6 @@ first start makes it, a later start continues with it.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import time
@@ -17,9 +16,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from tocsin.bus import Broker, Bus, BusSettings, Credentials, Sent, provision
+from tocsin.bus.enrolment import IssuedToken
 from tocsin.bus.envelope import encode_body, encode_content, encode_envelope, make_content
 from tocsin.cli import authority
-from tocsin.cli.fleetplan import PlannedAgent, enrolment_tokens, plan_agents
+from tocsin.cli.fleetplan import PlannedAgent, as_held, as_issued, enrolment_tokens, plan_agents
 from tocsin.cli.supervisor import Supervisor
 from tocsin.contracts.catalogue import CONSENSUS_EPOCH, CONSENSUS_EPOCHS, FLEET_ROSTER, PING
 from tocsin.contracts.decisions import Epoch, EpochInstalled, Participant
@@ -122,7 +122,7 @@ class Stack:
     def start_services(self) -> None:
         """Start every service and the worker."""
         self._write_private(self.api_token_file, secrets.token_urlsafe(32).encode(), keep=True)
-        self._write_private(self._tokens_file(), json.dumps(self._all_tokens()).encode())
+        self._write_private(self._tokens_file(), as_issued(self._all_tokens()).encode())
         for service, module in MODULES.items():
             authority.issue_service(self.root, service, INSTANCE, self._credentials(service))
             self.supervisor.start(service.value, module, **self._environment(service))
@@ -133,11 +133,8 @@ class Stack:
             folder = self.options.state / "hosts" / host
             (folder / "credentials").mkdir(parents=True, exist_ok=True, mode=0o700)
             (folder / "credentials" / "ca.pem").write_bytes(self.root.certificate_pem)
-            tokens = [
-                {**token, "agents": [member["name"] for member in token["agents"]]}  # type: ignore[attr-defined]  # dicts, see enrolment_tokens
-                for token in enrolment_tokens(self.agents, host, self._seed)
-            ]
-            self._write_private(folder / "tokens.json", json.dumps(tokens).encode())
+            tokens = enrolment_tokens(self.agents, host, self._seed)
+            self._write_private(folder / "tokens.json", as_held(tokens).encode())
             mine = [agent for agent in self.agents if agent.host == host]
             self.supervisor.start(
                 host,
@@ -300,7 +297,7 @@ class Stack:
     def _tokens_file(self) -> Path:
         return self.options.state / "fleet" / "tokens.json"
 
-    def _all_tokens(self) -> list[dict[str, object]]:
+    def _all_tokens(self) -> list[IssuedToken]:
         hosts = sorted({agent.host for agent in self.agents})
         return [token for host in hosts for token in enrolment_tokens(self.agents, host, self._seed)]
 

@@ -65,10 +65,14 @@ INPUTS: Mapping[StageName, frozenset[StageName]] = MappingProxyType(
 )
 
 ATTEMPTS: Mapping[StageName, int] = MappingProxyType(
-    {stage: 2 if stage is StageName.KERNEL else 5 for stage in StageName}
+    {stage: 2 if stage is StageName.KERNEL else 12 for stage in StageName}
 )
-"""With pauses of 0.5, 1, 2 and 4 s, five attempts outlast the start of a worker (3 to 7 s). A kernel costs
-seconds of a QPU, so it is tried on a second one and no third."""
+"""With pauses of 0.5, 1, 2 and then 4 s, twelve attempts outlast the start of a worker (3 to 7 s, on a busy
+machine 20); the deadline bounds them besides. A kernel costs seconds of a QPU, so it is tried on a second one
+and no third."""
+
+MAX_PAUSE = 8
+"""Pauses double from the first up to so many times the first."""
 
 RETRIED = frozenset({UnavailableError.reason, ExhaustedError.reason, ConflictError.reason})
 """Families of errors that another attempt may get around."""
@@ -255,7 +259,7 @@ class _Mover:
         if not again:
             self.end(failure)
             return
-        pause_s = self._limits.retry_pause_s * 2 ** (attempt - 1)
+        pause_s = self._limits.retry_pause_s * min(MAX_PAUSE, 2 ** (attempt - 1))
         self._set(stage, phase=StagePhase.WAITING, due_ns=self._now_ns + round(pause_s * _NS))
         if stage is StageName.KERNEL:
             self.update(allocation=None)

@@ -26,7 +26,7 @@ class WorkflowSettings(BusSettings):
     )
     retry_pause_s: Annotated[float, Field(ge=0.01, le=60)] = Field(
         0.5,
-        description="Pause before the second attempt at a stage, in seconds; doubled before each further one.",
+        description="Pause before the second attempt at a stage, in seconds; doubled each time, at most eightfold.",
     )
     adopt_interval_s: Annotated[float, Field(ge=0.1, le=600)] = Field(
         5.0, description="How often workflows of other instances are looked for, in seconds."

@@ -19,8 +19,8 @@ H1, H2 = AgentSpec(name="h1", role=Role.HUNTER), AgentSpec(name="h2", role=Role.
 A1 = AgentSpec(name="a1", role=Role.ADMIN)
 
 
-def held(*agents: str, token_id: str = "t", names_host: bool = True, host: str | None = None) -> HeldToken:
-    return HeldToken(token_id=token_id, secret_hex="00" * 16, names_host=names_host, agents=agents, host=host)
+def held(*agents: str, called: str = "t", names_host: bool = True, host: str | None = None) -> HeldToken:
+    return HeldToken(token_id=called, secret_hex="00" * 16, names_host=names_host, agents=agents, host=host)
 
 
 def shares(*tokens: HeldToken, per_agent: bool = False) -> list[tuple[bool, list[str]]]:
@@ -31,7 +31,7 @@ def shares(*tokens: HeldToken, per_agent: bool = False) -> list[tuple[bool, list
 def test_ordinary_agents_share_the_hosts_key_and_an_admin_has_its_own() -> None:
     expected = [(True, ["h1", "h2"]), (False, ["a1"])]
     assert shares(held("h1", "h2", "a1")) == expected
-    assert shares(held("a1", token_id="u", names_host=False), held("h1", "h2")) == expected
+    assert shares(held("a1", called="u", names_host=False), held("h1", "h2")) == expected
 
 
 def test_a_key_for_each_agent_leaves_the_host_alone_with_its_own() -> None:
@@ -44,7 +44,7 @@ def test_a_key_for_each_agent_leaves_the_host_alone_with_its_own() -> None:
 
 
 def test_the_host_itself_is_named_once() -> None:
-    assert shares(held("h1"), held("h2", "a1", token_id="u")) == [
+    assert shares(held("h1"), held("h2", "a1", called="u")) == [
         (True, ["h1"]),
         (False, ["h2"]),
         (False, ["a1"]),

@@ -183,7 +183,9 @@ BEFORE_SIGNATURE = [
     Case("wrong_sender", lambda: by_host(sender=f"spiffe://{DOMAIN}/host/h2")),
     # 6 clock
     Case("issued_in_future", lambda: by_host(issued_at=NOW + 30 * SECOND + 1)),
-    Case("issued_in_future", lambda: by_guardian(issued_at=NOW + 30 * SECOND + 1), arrival=AT_ALL, name="stored"),
+    Case(
+        "issued_in_future", lambda: by_guardian(issued_at=NOW + 30 * SECOND + 1), arrival=AT_ALL, name="stored"
+    ),
     Case("ttl_too_long", lambda: by_host(ttl_ms=30_001)),
     Case("ttl_too_long", lambda: by_guardian(ttl_ms=3_600_001), arrival=AT_ALL, name="stored"),
     Case("expired", lambda: by_host(issued_at=NOW - 35 * SECOND - 1)),

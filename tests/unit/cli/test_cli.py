@@ -50,9 +50,7 @@ def test_an_error_is_one_documented_code_and_no_traceback(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\x00\xff\x00\xff", b"hello\n", b'{"a": 1}\n', b"[1,2]\n"]
-)
+@pytest.mark.parametrize("content", [b"", b"\x00\xff\x00\xff", b"hello\n", b'{"a": 1}\n', b"[1,2]\n"])
 def test_an_unknown_format_is_said_before_anything_starts(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "input").write_bytes(content)
     done = tocsin("demo", "--input", str(tmp_path / "input"), "--runs", str(tmp_path / "runs"))

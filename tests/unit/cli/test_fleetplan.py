@@ -48,16 +48,14 @@ def test_tokens_cover_each_agent_once_and_an_admin_never_shares() -> None:
     names: list[str] = []
     for host in {agent.host for agent in agents}:
         for token in enrolment_tokens(agents, host, bytes(32)):
-            members = token["agents"]
-            assert isinstance(members, list)
-            roles = {member["role"] for member in members}
-            assert Role.ADMIN.value not in roles or (len(members) == 1 and not token["names_host"])
-            names += [member["name"] for member in members]
+            roles = {member.role for member in token.agents}
+            assert Role.ADMIN not in roles or (len(token.agents) == 1 and not token.names_host)
+            names += [member.name for member in token.agents]
     assert sorted(names) == sorted(agent.name for agent in agents)
 
 
 def test_tokens_of_another_fleet_have_other_secrets_and_ids() -> None:
     agents = plan_agents(6, 1)
     one, other = (enrolment_tokens(agents, "host-1", bytes([seed]) * 32) for seed in (1, 2))
-    assert {t["token_id"] for t in one}.isdisjoint({t["token_id"] for t in other})
-    assert {t["secret_hex"] for t in one}.isdisjoint({t["secret_hex"] for t in other})
+    assert {t.token_id for t in one}.isdisjoint({t.token_id for t in other})
+    assert {t.secret_hex for t in one}.isdisjoint({t.secret_hex for t in other})

@@ -60,7 +60,8 @@ def test_tokens_that_are_missing_or_too_many_are_refused(tokens: dict[str, str])
 
 
 @pytest.mark.parametrize(
-    "subject", ["", "tocsin.v1.metrics", "tocsin.v1.metrics.a.b", "tocsin.v2.metrics.a", "tocsin.v1.metrics.a b"]
+    "subject",
+    ["", "tocsin.v1.metrics", "tocsin.v1.metrics.a.b", "tocsin.v2.metrics.a", "tocsin.v1.metrics.a b"],
 )
 def test_a_foreign_subject_is_not_read(subject: str) -> None:
     with pytest.raises(InvalidInputError):

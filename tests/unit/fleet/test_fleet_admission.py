@@ -7,7 +7,8 @@ import pytest
 from tocsin.contracts.errors import ConflictError, ExhaustedError
 from tocsin.contracts.fleet import Enrolment
 from tocsin.contracts.identifiers import Role, SpiffeId
-from tocsin.fleet.admission import MAX_TOKENS_PER_ID, bind, bind_all
+from tocsin.fleet import admission
+from tocsin.fleet.admission import MAX_TOKENS_PER_ID, bind_all
 
 HOST = SpiffeId.host("d", "h1")
 HUNTER = SpiffeId.agent("d", Role.HUNTER, "x")
@@ -15,11 +16,11 @@ KEY, OTHER = b"k" * 32, b"o" * 32
 
 
 def enrolment(
-    spiffe_id: SpiffeId = HUNTER, *, token_id: str = "t1", generation: int = 1, used: tuple[str, ...] = ()
+    spiffe_id: SpiffeId = HUNTER, *, under: str = "t1", generation: int = 1, used: tuple[str, ...] = ()
 ) -> Enrolment:
     return Enrolment(
         id=str(spiffe_id),
-        token_id=token_id,
+        token_id=under,
         used_before=used,
         key_id=KEY,
         generation=generation,
@@ -27,43 +28,49 @@ def enrolment(
     )
 
 
+def bind(
+    spiffe_id: SpiffeId, held: Enrolment | None, token_id: str, key_id: bytes, *, now_ns: int
+) -> Enrolment:
+    return admission.bind(spiffe_id, held, token_id=token_id, key_id=key_id, now_ns=now_ns)
+
+
 def test_the_first_key_of_an_id_is_generation_one() -> None:
-    assert bind(HUNTER, None, token_id="t1", key_id=KEY, now_ns=5) == enrolment()
+    assert bind(HUNTER, None, "t1", KEY, now_ns=5) == enrolment()
 
 
 def test_the_same_request_again_changes_nothing() -> None:
     held = enrolment()
-    assert bind(HUNTER, held, token_id="t1", key_id=KEY, now_ns=9) is held
+    assert bind(HUNTER, held, "t1", KEY, now_ns=9) is held
 
 
-@pytest.mark.parametrize("held", [enrolment(), enrolment(token_id="t2", used=("t1",))])
+@pytest.mark.parametrize("held", [enrolment(), enrolment(under="t2", used=("t1",))])
 def test_a_spent_token_never_binds_another_key(held: Enrolment) -> None:
     with pytest.raises(ConflictError) as caught:
-        bind(HUNTER, held, token_id="t1", key_id=OTHER, now_ns=9)
+        bind(HUNTER, held, "t1", OTHER, now_ns=9)
     assert caught.value.reason == "token_used"
 
 
 def test_a_spent_token_does_not_bring_an_older_key_back() -> None:
     """The key was replaced under t2: whoever still has it and t1 stays out."""
-    held = enrolment(token_id="t2", used=("t1",)).model_copy(update={"key_id": OTHER})
+    held = enrolment(under="t2", used=("t1",)).model_copy(update={"key_id": OTHER})
     with pytest.raises(ConflictError):
-        bind(HUNTER, held, token_id="t1", key_id=KEY, now_ns=9)
+        bind(HUNTER, held, "t1", KEY, now_ns=9)
 
 
 def test_a_name_keeps_its_role() -> None:
     guardian = SpiffeId.agent("d", Role.GUARDIAN, "x")
     with pytest.raises(ConflictError) as caught:
-        bind(guardian, enrolment(), token_id="t2", key_id=OTHER, now_ns=9)
+        bind(guardian, enrolment(), "t2", OTHER, now_ns=9)
     assert caught.value.reason == "name_taken"
 
 
 def test_the_history_of_an_id_is_bounded() -> None:
-    held = enrolment(token_id="t", used=tuple(f"t{n}" for n in range(MAX_TOKENS_PER_ID)))
+    held = enrolment(under="t", used=tuple(f"t{n}" for n in range(MAX_TOKENS_PER_ID)))
     with pytest.raises(ExhaustedError):
-        bind(HUNTER, held, token_id="fresh", key_id=OTHER, now_ns=9)
+        bind(HUNTER, held, "fresh", OTHER, now_ns=9)
 
 
 def test_one_certificate_has_one_generation_above_that_of_each_id() -> None:
     held = {HOST: enrolment(HOST, generation=7), HUNTER: None}
-    bound = bind_all([HOST, HUNTER], held, token_id="t2", key_id=OTHER, now_ns=9)
+    bound = bind_all([HOST, HUNTER], held, token_id=enrolment(under="t2").token_id, key_id=OTHER, now_ns=9)
     assert {one.generation for one in bound.values()} == {8}

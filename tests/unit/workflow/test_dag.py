@@ -130,7 +130,7 @@ def test_pauses_double_and_attempts_end() -> None:
             pauses.append((record.stages[RBF].due_ns - now_ns) / S)
             now_ns = record.stages[RBF].due_ns
             record = dag.ticked(record, LIMITS, now_ns=now_ns).record
-    assert pauses == [1, 2, 4, 8]
+    assert pauses == [1, 2, 4, 8, 8, 8, 8, 8, 8, 8, 8]
     assert record.ended.failure is not None
     assert record.ended.failure.reason == "no_pool"
 
