@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from _traffic import padded
 from common import Environment, emit, exit_with, positive_float, positive_int, say, show_table
 
 from tocsin.bus import Arrival, Opener
@@ -40,6 +41,15 @@ DOMAIN = "load.tocsin"
 BATCHES = (1, 8, 64, 256)
 SENDER = SpiffeId.agent(DOMAIN, Role.SENTINEL, "sentinel-01")
 SUBJECT = ROUTE.at(type=THREAT_ALERT.name, priority=Priority.NORMAL.token, agent=SENDER.name)
+COLUMNS = {
+    "backend": "signature_backend",
+    "algorithm": "signature_algorithm",
+    "batch": "batch",
+    "make/s": "make_per_s",
+    "open/s": "open_per_s",
+    "bytes": "envelope_bytes",
+}
+"""Of the table: heading and figure."""
 POOL = 256
 """Envelopes made beforehand and opened again and again, each time by an opener that has seen none of them."""
 
@@ -148,9 +158,12 @@ def measure(rig: Rig, batch: int, seconds: float) -> dict[str, Any]:
 
 
 def body_of(size: int) -> ThreatAlert:
-    """Return an alert whose body has exactly ``size`` bytes, or the nearest that its model can hold."""
-    bare = len(encode_body(ThreatAlert(severity=Severity.HIGH, summary="x" * 256))) - 256
-    return ThreatAlert(severity=Severity.HIGH, summary="x" * min(max(size - bare, 256), 512))
+    """Return an alert whose body has ``size`` bytes, or as near as its text can come."""
+    return _alert(padded(_alert, size))
+
+
+def _alert(text: str) -> ThreatAlert:
+    return ThreatAlert(severity=Severity.HIGH, summary=text)
 
 
 def main() -> None:
@@ -165,8 +178,7 @@ def main() -> None:
             say(f"{backend.name} {algorithm.label}: batches of {', '.join(map(str, BATCHES))}")
             rig = Rig.build(backend, algorithm, body)
             points += [measure(rig, batch, options.seconds) for batch in BATCHES]
-    columns = list(points[0])
-    show_table("envelopes on one core", columns, ([point[name] for name in columns] for point in points))
+    show_table("envelopes on one core", list(COLUMNS), ([p[name] for name in COLUMNS.values()] for p in points))
     emit(
         "loadtest/envelope.py",
         {"seconds": options.seconds, "body_bytes": len(encode_body(body)), "batches": list(BATCHES)},

@@ -73,9 +73,9 @@ def assert_whole_story(folder: Path, report: dict[str, object]) -> None:
     assert totals["envelopes_rejected"] == {}
     assert totals["handler_failures"] == 0
     actuations = report["actuations"]
-    assert isinstance(actuations, list)
+    assert isinstance(actuations, dict)
     assert len(actuations) == 6
-    assert {record["outcome"] for record in actuations} == {"would_do"}
+    assert {record["outcome"] for record in actuations.values()} == {"would_do"}
     verified = subprocess.run(
         [
             *TOCSIN,

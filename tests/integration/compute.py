@@ -40,7 +40,11 @@ async def process_of(
     folder = world.folder / "credentials"
     spiffe_id = SpiffeId.service(DOMAIN, service, instance)
     world.credentials(spiffe_id).save(folder, f"{service.value}-{instance}")
-    module = "tocsin.balancer.worker" if service is ServiceName.WORKER else f"tocsin.{service.value.replace('-', '_')}"
+    module = (
+        "tocsin.balancer.worker"
+        if service is ServiceName.WORKER
+        else f"tocsin.{service.value.replace('-', '_')}"
+    )
     told = {
         "TOCSIN_NATS_URL": world.broker.url,
         "TOCSIN_NATS_TOKEN_FILE": str(world.broker.token_file),

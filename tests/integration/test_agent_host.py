@@ -181,8 +181,12 @@ async def test_hosts_survive_a_broker_restart(world: World) -> None:
         await fleet.start_fleet()
         router = await fleet.router()
         await forward_routed(router)
+        receipts = await gather_receipts(router)
         h1 = await fleet.start_host("h1", ONE)
         h2 = await fleet.start_host("h2", TWO)
+        before = await order_from(h2)
+        await router.send(DELIVER_ALL.at(), before)
+        await eventually(lambda: len(receipts) == 2)
         world.restart_broker()
         await eventually(lambda: h1.ready and h2.ready and router.connected, within_s=20)
         sent = await order_from(h2)
@@ -193,11 +197,13 @@ async def test_hosts_survive_a_broker_restart(world: World) -> None:
                     break
                 except UnavailableError:  # JetStream takes a moment to come back
                     await asyncio.sleep(0.1)
-        await eventually(lambda: len(agent(h1, "hunter-01").alerts) == 1, within_s=15)
+        await eventually(lambda: len(agent(h1, "hunter-01").alerts) == 2, within_s=15)
+        # The receipts that were on their way when the connection broke are sent once more.
+        await eventually(lambda: [r.leaf for _, r in receipts].count(before.leaf) == 4)
         await agent(h1, "hunter-01").send(
             THREAT_ALERT, ThreatAlert(severity=Severity.LOW, summary="after"), audience="all"
         )
-        await eventually(lambda: len(agent(h2, "hunter-02").alerts) == 2)
+        await eventually(lambda: len(agent(h2, "hunter-02").alerts) == 3)
 
 
 class Careless(Recorder):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
-from support import World, eventually
+from support import DOMAIN, World, eventually
 
 from tocsin.bus.service import VERSION
 from tocsin.contracts.errors import TocsinError
-from tocsin.contracts.identifiers import ServiceName
+from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.gateway.service import GatewayService
 from tocsin.gateway.settings import GatewaySettings
 from tocsin.monitor.service import MonitorService
@@ -217,6 +219,36 @@ async def test_an_answer_that_takes_too_long_is_a_problem(world: World) -> None:
     async with client(service) as http:
         answer = await http.get("/api/v1/agents")
     assert (answer.status_code, answer.json()["reason"]) == (503, "request_timeout")
+
+
+async def test_as_a_process_it_serves_until_it_is_told_to_stop(world: World) -> None:
+    """The signals are the harness's, not the HTTP server's."""
+    credentials = world.folder / "credentials"
+    world.credentials(SpiffeId.service(DOMAIN, ServiceName.GATEWAY, "0")).save(credentials, "gateway-0")
+    url_file = world.folder / "url"
+    environment = {
+        "TOCSIN_NATS_URL": world.broker.url,
+        "TOCSIN_NATS_TOKEN_FILE": str(world.broker.token_file),
+        "TOCSIN_CREDENTIALS_DIR": str(credentials),
+        "TOCSIN_URL_FILE": str(url_file),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tocsin.gateway", env=os.environ | environment, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        await eventually(url_file.exists, within_s=20)
+        async with httpx.AsyncClient(base_url=url_file.read_text().strip()) as http:
+            assert (await http.get("/api/v1/health")).json()["status"] == "ok"
+            process.terminate()
+            _, logged = await asyncio.wait_for(process.communicate(), 15)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0
+    assert not url_file.exists()
+    events = {json.loads(line)["event"] for line in logged.decode().splitlines()}
+    assert {"api_listening", "service_ready"} <= events
 
 
 async def test_an_address_that_is_taken_is_said(world: World, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def only_subclass(module: Any, base: type[Any]) -> Any:
     return found[0]
 
 
-def own_settings(name: ServiceName, world: World) -> dict[str, object]:
+def own_settings(name: ServiceName, world: World) -> dict[str, Any]:
     """Return what a service needs beside the bus's settings, made here."""
     if name is ServiceName.FLEET:
         folder = world.folder / "fleet"

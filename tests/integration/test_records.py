@@ -9,7 +9,7 @@ import pytest
 from support import DOMAIN, World
 
 from tocsin.bus import Bus
-
+from tocsin.bus.client import _BoundedBytes
 from tocsin.contracts.catalogue import AGENTS, CERTIFICATES
 from tocsin.contracts.errors import ConflictError, InvalidInputError, TocsinError, UnavailableError
 from tocsin.contracts.fleet import AgentRecord
@@ -124,3 +124,5 @@ async def test_an_object_larger_than_any_certificate_is_not_read(
     with pytest.raises(InvalidInputError) as caught:
         await consensus.get_certificate("ab")
     assert caught.value.reason == "bad_certificate"
+    with pytest.raises(InvalidInputError):
+        _BoundedBytes(3).write(b"four")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 import pytest
@@ -43,6 +43,21 @@ values = st.recursive(
 packed = values.map(lambda value: bytes(msgpack.packb(value)))
 bytes_of_any_kind = st.binary(max_size=400) | packed
 
+T = TypeVar("T")
+
+
+def attempt(call: Callable[[], T]) -> tuple[T | None, TocsinError | None]:
+    """Return what a call returned, or our error; any other exception fails the test."""
+    try:
+        return call(), None
+    except TocsinError as error:
+        return None, error
+
+
+def reason(error: TocsinError | None) -> str | None:
+    return error.reason if error else None
+
+
 DECODERS: list[Callable[[bytes], Any]] = [
     lambda data: decode_envelope(data, max_bytes=1 << 20),
     decode_content,
@@ -56,10 +71,8 @@ DECODERS: list[Callable[[bytes], Any]] = [
 @given(data=bytes_of_any_kind)
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_give_a_value_or_our_error(decode: Callable[[bytes], Any], data: bytes) -> None:
-    try:
-        decode(data)
-    except InvalidInputError as error:
-        assert error.reason in {"malformed", "bad_version", "bad_certificate"}
+    _, error = attempt(lambda: decode(data))
+    assert reason(error) in {None, "malformed", "bad_version", "bad_certificate"}
 
 
 @given(data=st.data(), model=st.sampled_from(MODELS))
@@ -67,12 +80,10 @@ def test_any_bytes_give_a_value_or_our_error(decode: Callable[[bytes], Any], dat
 def test_any_body_is_a_model_or_our_error(data: st.DataObject, model: type[Message]) -> None:
     names = st.sampled_from(sorted(model.model_fields) or ["x"])
     body = data.draw(bytes_of_any_kind | st.dictionaries(names, values, max_size=12).map(msgpack.packb))
-    try:
-        found = decode_body(model, body)
-    except InvalidInputError as error:
-        assert error.reason in {"malformed", "bad_body"}
-        assert len(str(error)) <= 300
-    else:
+    found, error = attempt(lambda: decode_body(model, body))
+    assert reason(error) in {None, "malformed", "bad_body"}
+    assert len(str(error)) <= 300
+    if found is not None:
         assert decode_body(model, encode_body(found)) == found
 
 
@@ -81,10 +92,8 @@ def test_any_body_is_a_model_or_our_error(data: st.DataObject, model: type[Messa
 def test_a_mangled_envelope_is_a_value_or_our_error(cut: int, at: int, insert: bytes) -> None:
     whole = seal(party(HOST).key, [heartbeat(id=bytes(16))])[0]
     mangled = whole[: at % len(whole)] + insert + whole[at % len(whole) + cut % 64 :]
-    try:
-        decode_envelope(mangled, max_bytes=1 << 20)
-    except InvalidInputError as error:
-        assert error.reason in {"malformed", "bad_version"}
+    _, error = attempt(lambda: decode_envelope(mangled, max_bytes=1 << 20))
+    assert reason(error) in {None, "malformed", "bad_version"}
 
 
 contents = st.builds(
@@ -121,7 +130,8 @@ def test_what_was_encoded_is_decoded(content: Content) -> None:
 def test_nested_headers_are_refused_by_every_decoder(header: bytes) -> None:
     """900 KB of them would cost a decoder without limits 60 ms and 68 MB each time."""
     data = (header * (900_000 // len(header) + 1))[:900_000]
-    for decode in (*DECODERS, lambda data: decode_body(EnrolRequest, data)):
+    decoders: list[Callable[[bytes], Any]] = [*DECODERS, lambda data: decode_body(EnrolRequest, data)]
+    for decode in decoders:
         with pytest.raises(InvalidInputError) as caught:
             decode(data)
         assert caught.value.reason == "malformed"
@@ -144,10 +154,9 @@ def test_a_header_that_claims_more_than_follows_allocates_nothing() -> None:
 @given(text=st.text(max_size=100) | st.from_regex(r"spiffe://[a-z./-]{1,40}", fullmatch=True))
 @settings(max_examples=300, deadline=None)
 def test_any_text_is_an_id_that_reads_the_same_or_our_error(text: str) -> None:
-    try:
-        assert str(SpiffeId.parse(text)) == text
-    except InvalidInputError as error:
-        assert error.reason == "bad_identity"
+    found, error = attempt(lambda: SpiffeId.parse(text))
+    assert reason(error) in {None, "bad_identity"}
+    assert found is None or str(found) == text
 
 
 @given(data=st.data())
@@ -157,9 +166,6 @@ def test_any_subject_is_an_arrival_or_our_error(data: st.DataObject) -> None:
     tail = data.draw(st.text(max_size=60))
     subject = data.draw(st.sampled_from([tail, f"tocsin.v1.{tail}", spec.pattern() + tail, spec.pattern()]))
     subject = subject.replace("*", data.draw(st.text(max_size=12)))
-    try:
-        arrival = Arrival.on(spec, subject)
-    except TocsinError as error:
-        assert error.reason == "bad_subject"
-    else:
-        assert arrival.subject == subject
+    arrival, error = attempt(lambda: Arrival.on(spec, subject))
+    assert reason(error) in {None, "bad_subject"}
+    assert arrival is None or arrival.subject == subject

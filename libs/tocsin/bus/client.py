@@ -590,6 +590,8 @@ class Bus:
             # The client would wait for ever for pieces that the object only claims to have.
             async with asyncio.timeout(CERTIFICATE_TIMEOUT_S):
                 store = await self.connection.js.object_store(CERTIFICATES)
+                if ((await store.get_info(name)).size or 0) > MAX_CERTIFICATE_BYTES:
+                    raise InvalidInputError(f"{name} is too large", reason="bad_certificate")
                 await store.get(name, writeinto=data)
         except (TimeoutError, nats.errors.Error) as error:
             raise translate(error, f"certificate {name}") from error

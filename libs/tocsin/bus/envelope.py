@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import msgpack
@@ -49,15 +48,14 @@ class Content(NamedTuple):
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """A decoded envelope; nothing in it is proven until it has been opened."""
 
     content: Content
     content_bytes: bytes
     key_id: bytes
     proof: Proof
-    leaf: bytes = field(repr=False)
+    leaf: bytes
     """Leaf hash of the content: names these bytes and no others."""
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from tocsin.bus.envelope import Content, Envelope, decode_body, decode_envelope
 from tocsin.bus.replay import Ledger, ReplayWindow
@@ -122,8 +123,7 @@ def _arrival_on(spec: Subject, subject: str, reader: frozenset[str]) -> Arrival:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Inspected:
+class Inspected(NamedTuple):
     """An envelope after steps 1 to 8: everything holds if its signature does."""
 
     data: bytes
@@ -182,9 +182,9 @@ class Opener:
         self.trust = trust
         self.backend = backend
         self.started_ns = started_ns
-        self.batches = batches or BatchVerifier()
-        self.replay = replay or ReplayWindow()
-        self.ledger = ledger or Ledger()
+        self.batches = BatchVerifier() if batches is None else batches
+        self.replay = ReplayWindow() if replay is None else replay
+        self.ledger = Ledger() if ledger is None else ledger
         self.enrolments = ReplayWindow(MAX_ENROLMENTS)
 
     def inspect(self, data: bytes, arrival: Arrival, *, now_ns: int) -> Inspected:

@@ -96,7 +96,6 @@ class Records(Generic[M]):
         Raises:
             UnavailableError: the broker has no such bucket.
         """
-
         followed: dict[str, int] = {}
 
         async def learn(key: str, data: bytes) -> None:

@@ -41,6 +41,8 @@ MAX_LIVE_TTL_MS = 30_000
 
 KIB = 1024
 
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
 
 class MessageClass(StrEnum):
     """How long a message is good for; the rules are in tocsin.bus.envelope and tocsin.bus.opener."""
@@ -153,7 +155,7 @@ class Subject:
                 f"{self.name} needs {self._tokens}, got {tuple(tokens)}", reason="bad_subject"
             )
         for key, value in tokens.items():
-            if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", value):
+            if not _TOKEN.fullmatch(value):
                 raise InvalidInputError(f"{self.name}: bad token {key}={value[:80]!r}", reason="bad_subject")
         return f"{PREFIX}.{self.template.format(**tokens)}"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,15 @@ from tocsin.bus import Bus, stop_on_signal
 from tocsin.cli import report
 from tocsin.cli.exits import Exit
 from tocsin.cli.feed import STANDARD_INPUT, Fed, check_input, feed, open_input
-from tocsin.cli.job import Job, JobOutcome, Story
+from tocsin.cli.job import Job
 from tocsin.cli.livefire import CANARY, Traffic, drive
 from tocsin.cli.screen import Screen
 from tocsin.cli.stack import Stack, StackOptions
+from tocsin.cli.story import JobOutcome, Story
+from tocsin.cli.summary import response_of, shown_path, summarise
 from tocsin.contracts.catalogue import MONITOR_FIGURES
 from tocsin.contracts.errors import TocsinError, UnavailableError
 from tocsin.contracts.identifiers import Role, ServiceName
-from tocsin.contracts.observations import Finding
 from tocsin.contracts.operations import Figures, FiguresRequest
 from tocsin.evidence.verification import VerifiedDecision, verify
 from tocsin.telemetry import Metrics
@@ -36,14 +36,13 @@ FIGURES_INTERVAL_S = 1.0
 LAST_FIGURES_S = 1.2
 """Every process publishes its figures each second: wait for those that include the end of the story."""
 SENSORS_TIMEOUT_S = 10.0
-LATENCIES = ("detection", "alert_routed", "analysis", "decision", "delivery_last", "actuation_last")
-"""In the order of the story."""
 OUTCOMES = {
     JobOutcome.RESPONDED: Exit.OK,
     JobOutcome.NO_ANOMALIES: Exit.OK,
     JobOutcome.BENIGN: Exit.OK,
     JobOutcome.NOT_DECIDED: Exit.NOT_DECIDED,
     JobOutcome.INCOMPLETE: Exit.INCOMPLETE,
+    JobOutcome.NOT_ASSESSED: Exit.NOT_DECIDED,
 }
 
 
@@ -99,10 +98,10 @@ async def run_demo(options: DemoOptions, console: Console) -> Exit:
             )
             settings, credentials = stack.bus_settings(ServiceName.CLI), stack.cli_credentials()
             async with Bus(settings, credentials, Metrics()) as bus:
-                outcome, run, certificate = await _unless(interrupted, _perform(options, stack, bus, screen))
-        files = report.write(run, options.folder, certificate, stack.root.certificate_pem)
-        _summarise(console, run, files)
-        return OUTCOMES[outcome]
+                run = await _unless(interrupted, _perform(options, stack, bus, screen))
+        files = report.write(run, options.folder, stack.root.certificate_pem)
+        summarise(console, run, files)
+        return OUTCOMES[run.outcome]
     finally:
         if stack is not None:
             await stack.stop()
@@ -110,9 +109,7 @@ async def run_demo(options: DemoOptions, console: Console) -> Exit:
             shutil.rmtree(state, ignore_errors=True)
 
 
-async def _perform(
-    options: DemoOptions, stack: Stack, bus: Bus, screen: Screen
-) -> tuple[JobOutcome, report.Run, bytes | None]:
+async def _perform(options: DemoOptions, stack: Stack, bus: Bus, screen: Screen) -> report.Run:
     """Start the services and agents, make the attack happen, follow the story, gather what is known."""
     guardians = sum(agent.role is Role.GUARDIAN for agent in stack.agents)
     job = Job(bus, guardians=guardians, tell=screen.tell)
@@ -124,19 +121,23 @@ async def _perform(
     roster = await stack.wait_agents(bus, screen.process)
     epoch = await stack.install_epoch(bus, roster)
     stack.timings_s["ready"] = time.monotonic() - begun
-    screen.done(
+    weak = "" if epoch.byzantine_tolerant else f" (not Byzantine-tolerant: {epoch.why_not})"
+    processes = len(stack.supervisor.children) + 1
+    job.note(
         "start",
-        f"{len(stack.supervisor.children)} processes, {epoch.participants} agents, quorum {epoch.quorum}"
-        + ("" if epoch.byzantine_tolerant else f" (not Byzantine-tolerant: {epoch.why_not})"),
+        f"{processes} processes, {epoch.participants} agents, quorum {epoch.quorum}{weak}",
+        headline=True,
     )
+    screen.done("start")
     figures = bus.spawn(_show_figures(bus, screen), "figures")
     fed, traffic = await _attack(options, stack, bus, job, screen)
     expected = traffic is not None or bool(fed and fed.taken and fed.taken.findings)
     outcome = await job.follow(expected=expected)
-    if job.story.actuations:
-        job.note("response", _response(job.story), headline=True)
+    for case in job.story.cases.values():
+        if case.actuations:
+            job.note("response", response_of(case), headline=True)
     screen.begin("report", "gathering the last figures")
-    certificate, verified = await _certificate(bus, job, stack)
+    certificates = await _certificates(bus, job.story, stack)
     await asyncio.sleep(LAST_FIGURES_S)
     figures.cancel()
     run = report.Run(
@@ -148,12 +149,12 @@ async def _perform(
         comparison=compare(job.story.findings, fed.labelled) if fed and fed.labelled else None,
         figures=await _figures(bus),
         epoch=epoch,
-        verified=verified,
+        certificates=certificates,
         timings_s=stack.timings_s,
         ended_ns=time.time_ns(),
     )
-    screen.done("report", _shown(options.folder))
-    return outcome, run, certificate
+    screen.done("report", shown_path(options.folder))
+    return run
 
 
 async def _attack(
@@ -201,14 +202,15 @@ async def _sensors(stack: Stack, job: Job) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _certificate(bus: Bus, job: Job, stack: Stack) -> tuple[bytes | None, VerifiedDecision | None]:
-    """Fetch the decision's certificate and verify it as anyone would: with the root alone."""
-    decision = job.story.decision
-    if decision is None or decision.object_name is None:
-        return None, None
-    data = await bus.get_certificate(decision.object_name)
-    verified = await asyncio.to_thread(verify, data, stack.root.certificate_pem)
-    return data, verified
+async def _certificates(bus: Bus, story: Story, stack: Stack) -> dict[bytes, tuple[bytes, VerifiedDecision]]:
+    """Fetch each decision's certificate and verify it as anyone would: with the root alone."""
+    held = {}
+    for case in story.cases.values():
+        if case.decision is not None and case.decision.object_name is not None:
+            data = await bus.get_certificate(case.decision.object_name)
+            verified = await asyncio.to_thread(verify, data, stack.root.certificate_pem)
+            held[case.decision.decision] = (data, verified)
+    return held
 
 
 async def _figures(bus: Bus) -> Figures | None:
@@ -241,77 +243,3 @@ async def _unless(interrupted: asyncio.Event, work: Awaitable[T]) -> T:
         raise InterruptedRunError("interrupted; everything that was started has been ended")
     finally:
         signalled.cancel()
-
-
-def _summarise(console: Console, run: report.Run, files: list[Path]) -> None:
-    """Print the one summary."""
-    story, total = run.story, report.totals(run.figures)
-    lines = [("outcome", report.VERDICTS[run.outcome])]
-    if story.alerts:
-        lines.append(("alerts", f"{len(story.alerts)}; strongest: {_strongest(story.findings)}"))
-    if story.assessment and story.allocation:
-        a, best = story.assessment, story.allocation.scores[0]
-        lines.append(
-            (
-                "assessment",
-                f"{a.subject} {a.verdict.value}, confidence {a.confidence:.2f}, {a.technique.id} {a.technique.name}",
-            )
-        )
-        classical = ", ".join(f"{s.model} {s.baseline_quantile:.0%}" for s in a.classical)
-        quantum = f"{a.quantum.model} {a.quantum.baseline_quantile:.0%}"
-        lines.append(("scores", f"share of the baseline below it: quantum {quantum}; classical {classical}"))
-        lines.append(
-            (
-                "QPU",
-                f"{best.qpu}, composite {best.composite:.3f} = 0.3 x {best.performance:.2f} + 0.25 x "
-                f"{best.availability:.2f} + 0.25 x {best.coherence:.2f} + 0.2 x {best.connectivity:.2f}",
-            )
-        )
-    if story.decision:
-        d = story.decision
-        name = d.option.text if d.option else d.why
-        lines.append(("decision", f"{name}: {d.ballots_for} ballots, quorum {d.quorum} of {d.participants}"))
-    if run.verified:
-        lines.append(("certificate", f"verified offline, {run.verified.ballots_verified} ballots"))
-    if story.delivery:
-        lines.append(
-            ("delivery", f"{story.delivery.delivered} of {story.delivery.due} agents, proven by receipts")
-        )
-    if story.actuations:
-        lines.append(("actuation", f"{_response(story)}; dry run"))
-    measured = [(name, story.latencies_ms[name]) for name in LATENCIES if name in story.latencies_ms]
-    shown = ", ".join(f"{name.replace('_', ' ')} {value:.0f} ms" for name, value in measured)
-    if shown:
-        lines.append(("latency", shown))
-    rejected = sum(total["envelopes_rejected"].values())
-    lines.append(
-        (
-            "envelopes",
-            f"signed {total['envelopes_signed']:,} in batches of {total['mean_batch']}, verified "
-            f"{total['envelopes_verified']:,}, rejected {rejected:,}",
-        )
-    )
-    lines.append(("start-up", ", ".join(f"{name} {value:.1f} s" for name, value in run.timings_s.items())))
-    lines.append(("files", f"{_shown(files[0].parent)}/: {', '.join(path.name for path in files)}"))
-    console.print()
-    for label, text in lines:
-        console.print(f"[bold]{label:12}[/bold]{text}", soft_wrap=True, highlight=False)
-
-
-def _response(story: Story) -> str:
-    outcomes = Counter(record.outcome.value.replace("_", " ") for record in story.actuations)
-    command = story.actuations[0].command
-    did = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-    return f"{command.action.value} {command.address}: of {len(story.actuations)} guardians {did}"
-
-
-def _shown(path: Path) -> str:
-    """Return a path as short as it can be said from here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _strongest(findings: list[Finding]) -> str:
-    if not findings:
-        return "none with a finding"
-    best = max(findings, key=lambda finding: finding.score)
-    return f"{best.kind.value} by {best.subject} ({best.score:.2f})"

@@ -9,83 +9,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import StrEnum
 
 from tocsin.bus import Bus, Context
-from tocsin.contracts.analysis import Assessment, AssessmentMade, StageState, WorkflowStage
+from tocsin.cli.story import Case, JobOutcome, Moment, Story
+from tocsin.contracts.analysis import AssessmentMade, StageState, WorkflowStage
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import CONSENSUS_BALLOT, CONSENSUS_DECISION, DELIVER_ALL, EVENT
-from tocsin.contracts.decisions import Ballot, Choice, DecisionAnnounced, Outcome, Proposal
+from tocsin.contracts.decisions import Ballot, Choice, DecisionAnnounced, Proposal
 from tocsin.contracts.errors import UnavailableError
-from tocsin.contracts.observations import Finding, SensorReady
-from tocsin.contracts.quantum import Allocation
-from tocsin.contracts.response import Actuation, ActuationOutcome
+from tocsin.contracts.observations import SensorReady
+from tocsin.contracts.response import Actuation
 from tocsin.contracts.routing import Delivery, ThreatAlert
 from tocsin.contracts.workflows import AllocationMade
 
 ALERT_TIMEOUT_S = 15.0
-ANALYSIS_TIMEOUT_S = 45.0
-DECISION_TIMEOUT_S = 20.0
-RESPONSE_TIMEOUT_S = 20.0
+CASE_TIMEOUT_S = 45.0
+"""For a case to come from its alert to its end."""
 QUIET_S = 2.5
-"""How long no further workflow may begin before assessments without a command are taken as the last word."""
+"""A hunter gathers for at most two seconds: so long after the last alert, no further case begins."""
+MAX_EARLY_BALLOTS = 64
 NS_PER_MS = 1e6
-
-
-class JobOutcome(StrEnum):
-    """How the story ended."""
-
-    RESPONDED = "responded"
-    NO_ANOMALIES = "no_anomalies"
-    BENIGN = "benign"
-    NOT_DECIDED = "not_decided"
-    INCOMPLETE = "incomplete"
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """One line of the timeline."""
-
-    at_ns: int
-    stage: str
-    text: str
-    headline: bool = False
-    """Whether it says how the stage stands, rather than one thing among many."""
-
-
-@dataclass(slots=True)
-class Story:
-    """Everything that was seen."""
-
-    begun_ns: int
-    timeline: list[Moment] = field(default_factory=list)
-    alerts: list[tuple[ThreatAlert, float]] = field(default_factory=list)
-    """With milliseconds from the sender's clock to here."""
-    findings: list[Finding] = field(default_factory=list)
-    sensors: list[SensorReady] = field(default_factory=list)
-    stages: list[WorkflowStage] = field(default_factory=list)
-    allocations: dict[bytes, Allocation] = field(default_factory=dict)
-    """By workflow."""
-    assessments: list[AssessmentMade] = field(default_factory=list)
-    assessment: Assessment | None = None
-    """The first one that calls for a response: the one that this story follows."""
-    proposal: Proposal | None = None
-    decision_id: bytes | None = None
-    ballots: dict[str, str] = field(default_factory=dict)
-    """Choice by agent, for the decision of this story."""
-    decision: DecisionAnnounced | None = None
-    order_leaf: bytes | None = None
-    order_issued_ns: int | None = None
-    delivery: Delivery | None = None
-    actuations: list[Actuation] = field(default_factory=list)
-    latencies_ms: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def allocation(self) -> Allocation | None:
-        """The QPU that the story's assessment was made with, and what it won by."""
-        return self.allocations.get(self.assessment.workflow) if self.assessment else None
-
 
 Tell = Callable[[Moment], None]
 
@@ -100,8 +43,7 @@ class Job:
         self._tell = tell
         self._changed = asyncio.Event()
         self._attack_ns: int | None = None
-        self._running: set[bytes] = set()
-        self._last_workflow_s = time.monotonic()
+        self._last_alert_s = 0.0
         self._early_ballots: dict[bytes, dict[str, str]] = {}
 
     async def watch(self) -> None:
@@ -123,7 +65,7 @@ class Job:
         self._changed.set()
 
     async def follow(self, *, expected: bool) -> JobOutcome:
-        """Follow the story to its end.
+        """Follow every case to its end.
 
         Args:
             expected: an alert must come: live fire, or the sentinel has said that it found something.
@@ -134,26 +76,13 @@ class Job:
         story = self.story
         if not expected and not story.alerts:
             return JobOutcome.NO_ANOMALIES
-        await self._until(lambda: bool(story.alerts), ALERT_TIMEOUT_S, "an alert")
-        await self._until(self._assessed, ANALYSIS_TIMEOUT_S, "an assessment")
-        if story.assessment is None:
-            return JobOutcome.BENIGN
-        await self._until(lambda: story.decision is not None, DECISION_TIMEOUT_S, "a decision")
-        decision = story.decision
-        if decision is None or decision.outcome is not Outcome.DECIDED or decision.option is None:
-            return JobOutcome.NOT_DECIDED
-        if decision.option.command is None:
-            return JobOutcome.BENIGN
-        await self._until(
-            self._responded, RESPONSE_TIMEOUT_S, "the response's delivery and every guardian's record"
-        )
-        delivered = story.delivery is not None and story.delivery.complete
-        done = all(record.outcome is not ActuationOutcome.REFUSED for record in story.actuations)
-        return JobOutcome.RESPONDED if delivered and done else JobOutcome.INCOMPLETE
+        await self._until(lambda: None if story.alerts else "an alert", ALERT_TIMEOUT_S)
+        await self._until(self._waits_for, CASE_TIMEOUT_S)
+        return story.outcome
 
-    async def _until(self, holds: Callable[[], bool], timeout_s: float, what: str) -> None:
+    async def _until(self, waits_for: Callable[[], str | None], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while not holds():
+        while (what := waits_for()) is not None:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise UnavailableError(f"{what} did not come within {timeout_s:g} s", reason="stage_missing")
@@ -164,16 +93,23 @@ class Job:
             except TimeoutError:
                 continue
 
-    def _assessed(self) -> bool:
-        if self.story.assessment is not None:
-            return True
-        quiet = time.monotonic() - self._last_workflow_s > QUIET_S
-        return bool(self.story.assessments) and not self._running and quiet
-
-    def _responded(self) -> bool:
-        return self.story.delivery is not None and len(self.story.actuations) >= self._guardians
+    def _waits_for(self) -> str | None:
+        cases = self.story.cases.values()
+        if not cases:
+            return "an assessment of what was found"
+        for case in cases:
+            if what := case.waits_for(self._guardians):
+                return what
+        quiet = time.monotonic() - self._last_alert_s > QUIET_S
+        return None if quiet else "further cases"
 
     # --- What is heard ------------------------------------------------------------------------
+
+    def _case(self, workflow: bytes) -> Case:
+        return self.story.cases.setdefault(workflow, Case(workflow))
+
+    def _case_of(self, decision: bytes) -> Case | None:
+        return next((case for case in self.story.cases.values() if case.decision_id == decision), None)
 
     async def _on_delivered(self, body: Message, context: Context) -> None:
         if isinstance(body, ThreatAlert):
@@ -182,99 +118,96 @@ class Job:
             self._on_proposal(body, context)
 
     def _on_alert(self, alert: ThreatAlert, context: Context) -> None:
-        story, late_ms = self.story, (time.time_ns() - context.content.issued_at) / NS_PER_MS
+        story = self.story
         if alert.order is not None:
-            if alert.order.decision == story.decision_id:
-                story.order_leaf, story.order_issued_ns = context.leaf, context.content.issued_at
+            case = self._case_of(alert.order.decision)
+            if case is not None:
+                case.order_leaf, case.order_issued_ns = context.leaf, context.content.issued_at
                 self.note("response", f"{context.sender.name} broadcasts: {alert.summary}")
             return
-        story.alerts.append((alert, late_ms))
-        if alert.finding is not None:
-            story.findings.append(alert.finding)
+        story.alerts.append(alert)
+        self._last_alert_s = time.monotonic()
         if len(story.alerts) == 1:
             begun_ns = self._attack_ns or story.begun_ns
             story.latencies_ms["detection"] = (context.content.issued_at - begun_ns) / NS_PER_MS
-            story.latencies_ms["alert_routed"] = late_ms
+            story.latencies_ms["alert_routed"] = (time.time_ns() - context.content.issued_at) / NS_PER_MS
         text = f"{context.sender.name}: {alert.summary} [{alert.severity.value}]"
         self.note("alert", text, headline=len(story.alerts) == 1)
 
     def _on_proposal(self, proposal: Proposal, context: Context) -> None:
-        story = self.story
-        if story.assessment is None or proposal.workflow != story.assessment.workflow or story.proposal:
-            return
-        story.proposal, story.decision_id = proposal, context.leaf
-        story.ballots = self._early_ballots.pop(context.leaf, {})
-        self.note("decision", f"{context.sender.name} proposes: {proposal.options[0].text}", headline=True)
+        case = self._case(proposal.workflow)
+        if case.proposal is None:
+            case.proposal, case.decision_id = proposal, context.leaf
+            case.ballots = self._early_ballots.pop(context.leaf, {})
+            self.note("decision", f"{context.sender.name} proposes: {proposal.options[0].text}", headline=True)
 
     async def _on_ballot(self, ballot: Ballot, context: Context) -> None:
         option = "abstain" if ballot.choice is Choice.ABSTAIN else str(ballot.option)
-        if ballot.decision == self.story.decision_id:
-            self.story.ballots[context.sender.name] = option
-        elif len(self._early_ballots) < 64:  # a ballot can overtake its proposal on the way here
+        case = self._case_of(ballot.decision)
+        if case is not None:
+            case.ballots[context.sender.name] = option
+        elif len(self._early_ballots) < MAX_EARLY_BALLOTS:  # a ballot can overtake its proposal on the way here
             self._early_ballots.setdefault(ballot.decision, {})[context.sender.name] = option
-        self._changed.set()
 
     async def _on_decision(self, announced: DecisionAnnounced, _: Context) -> None:
-        story = self.story
-        if story.decision_id is None or announced.decision != story.decision_id or story.decision is not None:
+        case = self._case_of(announced.decision)
+        if case is None or case.decision is not None:
             return
-        story.decision = announced
-        story.latencies_ms["decision"] = announced.elapsed_ms
-        name = announced.option.name if announced.option else announced.why
-        self.note(
-            "decision",
-            f"{announced.outcome.value}: {name}, {announced.ballots_for} ballots, quorum {announced.quorum} of "
-            f"{announced.participants}",
-            headline=True,
-        )
+        case.decision = announced
+        case.latencies_ms["decision"] = announced.elapsed_ms
+        what = announced.option.text if announced.option else announced.why
+        counted = f"{announced.ballots_for} ballots, quorum {announced.quorum} of {announced.participants}"
+        self.note("decision", f"{announced.outcome.value}: {what}, {counted}", headline=True)
 
     async def _on_event(self, body: Message, context: Context) -> None:
-        story = self.story
         if isinstance(body, SensorReady):
-            story.sensors.append(body)
+            self.story.sensors.append(body)
         elif isinstance(body, WorkflowStage):
             self._on_stage(body)
         elif isinstance(body, AllocationMade):
-            story.allocations[body.workflow] = body.allocation
+            self._case(body.workflow).allocation = body.allocation
         elif isinstance(body, AssessmentMade):
             self._on_assessment(body)
-        elif isinstance(body, Delivery) and body.leaf == story.order_leaf:
-            story.delivery = body
-            if body.last_ms is not None:
-                story.latencies_ms["delivery_last"] = body.last_ms
-            late = "" if body.last_ms is None else f", the last after {body.last_ms:.0f} ms"
-            self.note("response", f"delivered to {body.delivered} of {body.due} agents{late}", headline=True)
-        elif isinstance(body, Actuation) and body.decision == story.decision_id:
-            story.actuations.append(body)
-            if story.order_issued_ns is not None:
-                story.latencies_ms["actuation_last"] = (body.at_ns - story.order_issued_ns) / NS_PER_MS
-            self.note("response", f"{context.sender.name}: {body.outcome.value}, {body.detail}")
+        elif isinstance(body, Delivery):
+            self._on_delivery(body)
+        elif isinstance(body, Actuation):
+            self._on_actuation(body, context.sender.name)
         self._changed.set()
 
     def _on_stage(self, stage: WorkflowStage) -> None:
-        self.story.stages.append(stage)
-        self._running.add(stage.workflow)
-        self._last_workflow_s = time.monotonic()
+        self._case(stage.workflow).stages.append(stage)
         if stage.state is not StageState.STARTED:
-            self.note(
-                "analysis", f"{stage.stage} {stage.state.value} ({stage.elapsed_ms:.0f} ms): {stage.detail}"
-            )
+            text = f"{stage.stage} {stage.state.value} ({stage.elapsed_ms:.0f} ms): {stage.detail}"
+            self.note("analysis", text)
 
     def _on_assessment(self, made: AssessmentMade) -> None:
-        story = self.story
-        self._running.discard(made.workflow)
-        story.assessments.append(made)
-        if made.failure is not None:
-            self.note("analysis", f"failed: {made.failure.detail}")
-        elif made.assessment is not None:
-            assessment = made.assessment
-            followed = story.assessment is None and assessment.recommended is not None
-            if followed:
-                story.assessment = assessment
-                begun = [s for s in story.stages if s.workflow == made.workflow]
-                story.latencies_ms["analysis"] = max((s.elapsed_ms for s in begun), default=0.0)
-            self.note(
-                "analysis",
-                f"{assessment.subject} is {assessment.verdict.value}, confidence {assessment.confidence:.2f}",
-                headline=followed,
-            )
+        case = self._case(made.workflow)
+        case.made = made
+        case.latencies_ms["analysis"] = max((stage.elapsed_ms for stage in case.stages), default=0.0)
+        if made.assessment is not None:
+            said = made.assessment
+            text = f"{said.subject} is {said.verdict.value}, confidence {said.confidence:.2f}"
+        else:
+            text = f"failed: {made.failure.detail if made.failure else 'no reason given'}"
+        self.note("analysis", text, headline=True)
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        case = next((case for case in self.story.cases.values() if case.order_leaf == delivery.leaf), None)
+        if case is None:
+            return
+        case.delivery = delivery
+        late = ""
+        if delivery.last_ms is not None:
+            case.latencies_ms["delivery_last"] = delivery.last_ms
+            late = f", the last after {delivery.last_ms:.0f} ms"
+        text = f"delivered to {delivery.delivered} of {delivery.due} agents{late}"
+        self.note("response", text, headline=True)
+
+    def _on_actuation(self, record: Actuation, guardian: str) -> None:
+        case = self._case_of(record.decision)
+        if case is None:
+            return
+        case.actuations[guardian] = record
+        if case.order_issued_ns:
+            case.latencies_ms["actuation_last"] = (record.at_ns - case.order_issued_ns) / NS_PER_MS
+        self.note("response", f"{guardian}: {record.outcome.value.replace('_', ' ')}: {record.detail}")

@@ -11,8 +11,8 @@ from typing import Any
 
 from tocsin.analysis.labels import Comparison
 from tocsin.cli.feed import Fed
-from tocsin.cli.job import JobOutcome, Story
 from tocsin.cli.livefire import Traffic
+from tocsin.cli.story import Case, JobOutcome, Story
 from tocsin.contracts.base import Message
 from tocsin.contracts.decisions import EpochInstalled
 from tocsin.contracts.operations import Figures
@@ -22,12 +22,23 @@ REPORT_VERSION = 1
 CERTIFICATE = "certificate.tocsin"
 ROOT = "ca.pem"
 
+LATENCIES = {
+    "detection": "from the first observation to the first alert",
+    "alert_routed": "from that alert's sender through the router to its readers",
+    "analysis": "from the request for analysis to the assessment",
+    "decision": "from the proposal to the certificate",
+    "delivery_last": "from the order to the last agent",
+    "actuation_last": "from the order to the last guardian's record",
+}
+"""Measured latencies in the order of the story, and what each is."""
+
 VERDICTS = {
     JobOutcome.RESPONDED: "An attack was found, the fleet decided on a response, and its delivery is proven.",
     JobOutcome.NO_ANOMALIES: "Nothing suspicious was found in the input; there was nothing to decide.",
     JobOutcome.BENIGN: "What was found was assessed, and no response was called for.",
     JobOutcome.NOT_DECIDED: "The fleet did not decide on a response.",
     JobOutcome.INCOMPLETE: "The fleet decided, but the response was not carried out in full.",
+    JobOutcome.NOT_ASSESSED: "What was found could not be assessed.",
 }
 
 
@@ -43,7 +54,8 @@ class Run:
     comparison: Comparison | None
     figures: Figures | None
     epoch: EpochInstalled
-    verified: VerifiedDecision | None
+    certificates: dict[bytes, tuple[bytes, VerifiedDecision]]
+    """By decision: the certificate's bytes, and what they prove."""
     timings_s: dict[str, float]
     ended_ns: int
 
@@ -81,20 +93,11 @@ def as_json(run: Run) -> dict[str, Any]:
         "input": _plain(run.fed.statistics) if run.fed else None,
         "live_fire": _plain(run.traffic),
         "labels": _plain(run.comparison),
-        "alerts": [_plain(alert) for alert, _ in story.alerts],
-        "allocation": _plain(story.allocation),
-        "stages": [_plain(stage) for stage in story.stages],
-        "assessment": _plain(story.assessment),
-        "failures": [_plain(made.failure) for made in story.assessments if made.failure],
+        "alerts": [_plain(alert) for alert in story.alerts],
         "epoch": _plain(run.epoch),
-        "proposal": _plain(story.proposal),
-        "ballots": dict(Counter(story.ballots.values())),
-        "decision": _plain(story.decision),
-        "certificate_verified": run.verified.view_for_auditors() if run.verified else None,
-        "delivery": _plain(story.delivery),
-        "actuations": [_plain(record) for record in story.actuations],
-        "openc2": _openc2(story),
-        "latencies_ms": {name: round(value, 2) for name, value in story.latencies_ms.items()},
+        **(_case_json(run, story.main) if story.main else {}),
+        "other_cases": [_case_json(run, case) for case in story.cases.values() if case is not story.main],
+        "latencies_ms": {name: round(value, 2) for name, value in latencies_ms(story).items()},
         "start_up_s": {name: round(value, 2) for name, value in run.timings_s.items()},
         "totals": totals(run.figures),
         "processes": [_plain(process) for process in run.figures.processes] if run.figures else [],
@@ -102,17 +105,28 @@ def as_json(run: Run) -> dict[str, Any]:
     }
 
 
-def write(run: Run, folder: Path, certificate: bytes | None, root_pem: bytes) -> list[Path]:
+def write(run: Run, folder: Path, root_pem: bytes) -> list[Path]:
     """Write the files; return their paths."""
     written = [folder / "report.json", folder / "report.md", folder / ROOT]
-    report = as_json(run)
-    written[0].write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    written[0].write_text(json.dumps(as_json(run), indent=2) + "\n", encoding="utf-8")
     written[1].write_text(as_markdown(run), encoding="utf-8")
     written[2].write_bytes(root_pem)
-    if certificate is not None:
-        written.append(folder / CERTIFICATE)
-        written[-1].write_bytes(certificate)
+    for decision, (data, _) in run.certificates.items():
+        written.append(folder / certificate_name(run.story, decision))
+        written[-1].write_bytes(data)
     return written
+
+
+def certificate_name(story: Story, decision: bytes) -> str:
+    """Return the file of a decision's certificate; the main case's has the plain name."""
+    is_main = story.main is not None and story.main.decision_id == decision
+    return CERTIFICATE if is_main else f"certificate-{decision.hex()[:8]}.tocsin"
+
+
+def latencies_ms(story: Story) -> dict[str, float]:
+    """Return what was measured, in the order of the story: of its first alert, and of its main case."""
+    measured = story.latencies_ms | (story.main.latencies_ms if story.main else {})
+    return {name: measured[name] for name in LATENCIES if name in measured}
 
 
 def as_markdown(run: Run) -> str:
@@ -125,9 +139,8 @@ def as_markdown(run: Run) -> str:
         "",
         *_what_was_looked_at(run),
         *_what_was_found(story),
-        *_how_sure(run),
-        *_what_was_decided(run),
-        *_what_was_done(story),
+        *_against_labels(run),
+        *(line for case in _cases(story) for line in _about(run, case)),
         *_timeline(story),
         *_figures(run),
     ]
@@ -161,7 +174,7 @@ def _what_was_found(story: Story) -> list[str]:
         "| host | what | technique | strength | evidence |",
         "|---|---|---|---|---|",
     ]
-    for finding in sorted(story.findings, key=lambda f: -f.score)[:10]:
+    for finding in story.findings[:10]:
         technique = f"{finding.technique.id} {finding.technique.name}"
         evidence = "; ".join(finding.evidence[:2])
         lines.append(
@@ -170,18 +183,51 @@ def _what_was_found(story: Story) -> list[str]:
     return [*lines, ""]
 
 
-def _how_sure(run: Run) -> list[str]:
-    assessment = run.story.assessment or next(
-        (made.assessment for made in run.story.assessments if made.assessment), None
-    )
-    if assessment is None:
+def _against_labels(run: Run) -> list[str]:
+    if run.comparison is None:
         return []
+    hosts, connections = run.comparison.hosts, run.comparison.connections
+    return [
+        "The input is labelled; no detector saw the labels. Against them, what was found:",
+        "",
+        "| | right | too many | missed | rightly left alone |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {what} | {c.true_positives} | {c.false_positives} | {c.false_negatives} | {c.true_negatives} |"
+            for what, c in (("hosts", hosts), ("connections of these hosts", connections))
+        ),
+        "",
+    ]
+
+
+def _cases(story: Story) -> list[Case]:
+    """Return the cases, the main one first."""
+    return sorted(story.cases.values(), key=lambda case: case is not story.main)
+
+
+def _about(run: Run, case: Case) -> list[str]:
+    """Return one case's part of the report."""
+    subject = case.assessment.subject if case.assessment else "an incident"
+    return [
+        f"## Case: {subject}",
+        "",
+        *_how_sure(case),
+        *_what_was_decided(run, case),
+        *_what_was_done(case),
+    ]
+
+
+def _how_sure(case: Case) -> list[str]:
+    assessment = case.assessment
+    if assessment is None:
+        failure = case.made.failure if case.made else None
+        return [f"It could not be assessed: {failure.detail if failure else 'no assessment came'}.", ""]
     lines = [
-        "## How sure are we",
+        "### How sure are we",
         "",
         f"{assessment.subject} is **{assessment.verdict.value}** (confidence {assessment.confidence:.2f}; an agreement "
-        f"of detectors, not a probability). Models were fitted on the baseline `{assessment.baseline}`, never on "
-        "this input.",
+        f"of detectors, not a probability): {assessment.technique.id} {assessment.technique.name}. Models were fitted "
+        f"on the baseline `{assessment.baseline}`, never on this input.",
         "",
         "| model | kind | score | above this share of the baseline | anomalous |",
         "|---|---|---|---|---|",
@@ -192,9 +238,9 @@ def _how_sure(run: Run) -> list[str]:
             f"{'yes' if score.anomalous else 'no'} |"
         )
     lines += ["", *(f"- {line}" for line in assessment.evidence), ""]
-    if run.story.allocation:
+    if case.allocation:
         lines += [
-            f"The quantum part ran on **{run.story.allocation.qpu}** (simulated with the noise of its real "
+            f"The quantum part ran on **{case.allocation.qpu}** (simulated with the noise of its real "
             "calibration), chosen by the composite score:",
             "",
             "| QPU | composite | performance | availability | coherence | connectivity | estimated fidelity |",
@@ -202,65 +248,62 @@ def _how_sure(run: Run) -> list[str]:
             *(
                 f"| {s.qpu} | {s.composite:.3f} | {s.performance:.3f} | {s.availability:.3f} | {s.coherence:.3f} | "
                 f"{s.connectivity:.3f} | {s.estimated_fidelity:.3f} |"
-                for s in run.story.allocation.scores[:8]
+                for s in case.allocation.scores[:8]
             ),
-            "",
-        ]
-    if run.comparison:
-        c = run.comparison.connections
-        lines += [
-            f"The input is labelled. Connections of the hosts that were found, against the labels: {c.true_positives} "
-            f"right, {c.false_positives} too many, {c.false_negatives} missed.",
             "",
         ]
     return lines
 
 
-def _what_was_decided(run: Run) -> list[str]:
-    decision = run.story.decision
+def _what_was_decided(run: Run, case: Case) -> list[str]:
+    decision = case.decision
     if decision is None:
         return []
     chosen = decision.option.text if decision.option else decision.why
+    tolerance = (
+        f"Up to {(decision.participants - 1) // 3} of them could have been hostile."
+        if run.epoch.byzantine_tolerant
+        else f"Not Byzantine-tolerant: {run.epoch.why_not}."
+    )
     lines = [
-        "## What was decided",
+        "### What was decided",
         "",
         f"**{chosen}** ({decision.outcome.value}).",
         "",
         f"{decision.ballots_for} ballots for it of {decision.participants} agents; {decision.quorum} are needed. "
-        f"It took {decision.elapsed_ms:.0f} ms. "
-        + (
-            "A third of the agents could have been hostile."
-            if run.epoch.byzantine_tolerant
-            else f"Not Byzantine-tolerant: {run.epoch.why_not}."
-        ),
+        f"It took {decision.elapsed_ms:.0f} ms. {tolerance}",
         "",
     ]
-    if run.verified:
+    held = run.certificates.get(decision.decision)
+    if held:
         lines += [
-            f"The certificate was verified offline: {run.verified.ballots_verified} ballots by distinct agents. "
+            f"The certificate was verified offline: {held[1].ballots_verified} ballots by distinct agents. "
             "Anyone can check it again, with no system running:",
             "",
-            f"    tocsin decision verify {CERTIFICATE} --root {ROOT}",
+            f"    tocsin decision verify {certificate_name(run.story, decision.decision)} --root {ROOT}",
             "",
         ]
     return lines
 
 
-def _what_was_done(story: Story) -> list[str]:
-    if story.delivery is None:
+def _what_was_done(case: Case) -> list[str]:
+    delivery = case.delivery
+    if delivery is None:
         return []
-    delivery = story.delivery
+    late = "." if delivery.last_ms is None else f"; the last after {delivery.last_ms:.0f} ms."
     lines = [
-        "## What was done",
+        "### What was done",
         "",
         f"The order reached {delivery.delivered} of {delivery.due} agents, proven by signed receipts "
-        f"({delivery.by_core} by the first channel, {delivery.by_stream} by the second)"
-        + (f"; the last after {delivery.last_ms:.0f} ms." if delivery.last_ms is not None else "."),
+        f"({delivery.by_core} by the first channel, {delivery.by_stream} by the second){late}",
     ]
     if delivery.undelivered:
         lines.append(f"Not delivered: {', '.join(delivery.undelivered)}.")
-    lines += ["", "| guardian's actuator | outcome | detail |", "|---|---|---|"]
-    lines += [f"| {a.actuator} | {a.outcome.value} | {_cell(a.detail)} |" for a in story.actuations]
+    lines += ["", "| guardian | actuator | outcome | detail |", "|---|---|---|---|"]
+    lines += [
+        f"| {guardian} | {record.actuator} | {record.outcome.value.replace('_', ' ')} | {_cell(record.detail)} |"
+        for guardian, record in sorted(case.actuations.items())
+    ]
     return [*lines, ""]
 
 
@@ -276,14 +319,32 @@ def _timeline(story: Story) -> list[str]:
 def _figures(run: Run) -> list[str]:
     total = totals(run.figures)
     lines = ["## Figures", "", "| what | how much |", "|---|---|"]
-    lines += [f"| {name} | {value:.1f} ms |" for name, value in run.story.latencies_ms.items()]
+    lines += [f"| {LATENCIES[name]} | {value:.1f} ms |" for name, value in latencies_ms(run.story).items()]
+    rejected = total.pop("envelopes_rejected")
     lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in total.items()]
-    return lines
+    told = ", ".join(f"{count} {reason}" for reason, count in rejected.items()) or "none"
+    return [*lines, f"| envelopes rejected | {told} |"]
 
 
-def _openc2(story: Story) -> dict[str, object] | None:
-    decided = story.decision.option if story.decision else None
-    return decided.command.openc2() if decided and decided.command else None
+def _case_json(run: Run, case: Case) -> dict[str, Any]:
+    decided = case.decision.option if case.decision else None
+    held = run.certificates.get(case.decision_id or b"")
+    return {
+        "workflow": case.workflow.hex(),
+        "case_outcome": case.outcome().value,
+        "allocation": _plain(case.allocation),
+        "stages": [_plain(stage) for stage in case.stages],
+        "assessment": _plain(case.assessment),
+        "failure": _plain(case.made.failure) if case.made else None,
+        "proposal": _plain(case.proposal),
+        "ballots": dict(Counter(case.ballots.values())),
+        "decision": _plain(case.decision),
+        "certificate_verified": held[1].view_for_auditors() if held else None,
+        "openc2": decided.command.openc2() if decided and decided.command else None,
+        "delivery": _plain(case.delivery),
+        "actuations": {guardian: _plain(record) for guardian, record in sorted(case.actuations.items())},
+        "case_latencies_ms": {name: round(value, 2) for name, value in case.latencies_ms.items()},
+    }
 
 
 def _plain(value: Any) -> Any:

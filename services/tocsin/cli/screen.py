@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tocsin.cli.job import Moment
+from tocsin.cli.story import Moment
 from tocsin.contracts.operations import Figures
 
 STAGES = ("start", "input", "alert", "analysis", "decision", "response", "report")

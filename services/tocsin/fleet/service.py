@@ -44,6 +44,7 @@ class FleetService(Service[FleetSettings]):
         self._book = HealthBook(silent_after_ns=int(settings.silent_after_s * NS_PER_S))
         self._authority: Authority
         self._tokens: dict[str, IssuedToken] = {}
+        self._tokens_changed_ns = -1
 
     async def prepare(self) -> None:
         """Read the authority and the tokens, and learn who is enrolled.
@@ -58,8 +59,7 @@ class FleetService(Service[FleetSettings]):
                 reason="wrong_authority",
                 advice="`tocsin ca init` makes fleet.key and fleet.pem",
             )
-        tokens = read_tokens(self.settings.tokens_file, IssuedToken)
-        self._tokens = {token.token_id: token for token in tokens}
+        await self._read_tokens()
         await self.bus.records(AGENTS).follow(lambda _, record: self._book.enrol(record))
 
     @handles(FLEET_ENROL)
@@ -69,6 +69,8 @@ class FleetService(Service[FleetSettings]):
         The use is recorded first, the certificate is known to everyone before the agents are, and the
         answer comes last: wherever this stops, the same request from the same key goes on from there.
         """
+        if request.token_id not in self._tokens:
+            await self._read_tokens()
         ids = admission.admit(request, context.sender, self._tokens, self._authority.id.domain)
         held = await self._store.enrolments(ids)
         bound = admission.bind_all(
@@ -97,6 +99,19 @@ class FleetService(Service[FleetSettings]):
         counted = self._book.beat(context.sender.name, beat.agents, at_ns=context.now_ns)
         if counted < len(beat.agents):
             self.metrics.count("heartbeats_of_others", len(beat.agents) - counted)
+
+    async def _read_tokens(self) -> None:
+        """Read the tokens file if it changed: who operates fleet may add to it while fleet runs.
+
+        Raises:
+            InvalidInputError: ``bad_tokens_file``: those that are known stay in force.
+        """
+        path = self.settings.tokens_file
+        changed_ns = await asyncio.to_thread(lambda: path.stat().st_mtime_ns if path.exists() else 0)
+        if changed_ns != self._tokens_changed_ns:
+            tokens = await asyncio.to_thread(read_tokens, path, IssuedToken)
+            self._tokens = {token.token_id: token for token in tokens}
+            self._tokens_changed_ns = changed_ns
 
     def _issue(self, request: EnrolRequest, bound: dict[SpiffeId, Enrolment]) -> tuple[bytes, ...]:
         certificate = self._authority.issue(

@@ -17,7 +17,8 @@ class FleetSettings(BusSettings):
         Path("ca"), description="Folder with fleet.key and fleet.pem, the intermediate authority."
     )
     tokens_file: Path = Field(
-        Path("tokens.json"), description="One-time enrolment tokens, a JSON list, mode 0600; read at start."
+        Path("tokens.json"),
+        description="One-time enrolment tokens, a JSON list, mode 0600; read again when it changes.",
     )
     certificate_lifetime_s: Annotated[float, Field(ge=10, le=30 * 86_400)] = Field(
         86_400.0, description="How long a host's or an agent's certificate is good, in seconds."

@@ -33,6 +33,10 @@ HAND_OVER_WITHIN_S = 15.0
 MAX_INCIDENTS = 1024
 """Incidents remembered; one that comes again is not submitted again."""
 
+REQUIRED_FIDELITY = 0.95
+"""Of one kernel circuit: what is lost moves a kernel value by at most 0.05, three standard errors of the value
+itself at 1,024 shots (sqrt(0.25 / 1024) = 0.016)."""
+
 log = get_logger(__name__)
 
 
@@ -72,7 +76,12 @@ class Analyst(Agent):
         self._unassessed(made.incident, reason, made.failure.detail if made.failure else "")
 
     async def _submit(self, incident: Incident) -> None:
-        request = SecurityRequest(incident=incident, baseline=self._baseline, qubits=self._qubits)
+        request = SecurityRequest(
+            incident=incident,
+            baseline=self._baseline,
+            qubits=self._qubits,
+            required_fidelity=REQUIRED_FIDELITY,
+        )
 
         async def attempt() -> WorkflowAccepted:
             return await self.host.request(self, WORKFLOW_SUBMIT, request, timeout_s=SUBMIT_TIMEOUT_S)
