@@ -184,8 +184,8 @@ class Fleet:
             except UnavailableError:
                 await asyncio.sleep(0.05)
 
-    async def router_counters(self) -> dict[str, dict[str, int]]:
-        """Return the routers' counters as each publishes them next, by router."""
+    async def router_figures(self) -> dict[str, MetricsSnapshot]:
+        """Return the routers' figures as each publishes them next, by router."""
         asked_ns = time.time_ns()
         wanted = {f"service.router.{number}" for number in range(self.options.routers)}
         try:
@@ -195,7 +195,7 @@ class Fleet:
                     await self._news.wait()
         except TimeoutError as error:
             raise UnavailableError("a router publishes no figures", reason="no_figures") from error
-        return {one: dict(self._snapshots[one][1].counters) for one in sorted(wanted)}
+        return {one: self._snapshots[one][1] for one in sorted(wanted)}
 
     async def on_metrics(self, snapshot: MetricsSnapshot, context: Context) -> None:
         """Keep a process's last figures."""

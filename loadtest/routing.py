@@ -146,14 +146,16 @@ async def through_the_router(fleet: Fleet, plan: Schedule, seed: int) -> tuple[R
     await fleet.start_routers()
     async with _workers(fleet.folder, "_host.py", dict(zip(hosts, plans, strict=True))) as workers:
         groups = Groups(fleet.router_pids(), [fleet.broker.process.pid], [worker.pid for worker in workers])
-        before = await fleet.router_counters()
+        before = await fleet.router_figures()
         run = await drive(plan, workers, groups)
-        after = await fleet.router_counters()
+        after = await fleet.router_figures()
     routers = {
-        name: {counter: value - before[name].get(counter, 0) for counter, value in counters.items()}
-        for name, counters in after.items()
+        name: {counter: value - before[name].counters.get(counter, 0) for counter, value in one.counters.items()}
+        for name, one in after.items()
     }
     await fleet.supervisor.stop()
+    for name, one in after.items():
+        say(f"{name} {one.latencies}")
     return run, _verifications(run, dict(zip(hosts, run.outcomes, strict=True)), routers, plan)
 
 
