@@ -9,12 +9,13 @@ A class given here takes its role's place; the other roles are the ones that com
 from __future__ import annotations
 
 import sys
+from contextlib import AsyncExitStack
 from importlib import import_module
 
 from tocsin.agent.agent import Agent
 from tocsin.agent.host import AgentHost
 from tocsin.agent.settings import HostSettings
-from tocsin.bus import read_settings, run_guarded, serve_health, stop_on_signal
+from tocsin.bus import StoppedError, read_settings, run_guarded, serve_health, stop_on_signal, unless_stopped
 from tocsin.contracts.identifiers import Role
 from tocsin.telemetry import Metrics, get_logger
 
@@ -39,7 +40,12 @@ def run_agents(*classes: type[Agent]) -> None:
         host = AgentHost(settings, make, metrics)
         name = f"host-{settings.host_name}"
         with serve_health(name, settings, metrics, ready=lambda: host.ready):
-            async with host:
+            async with AsyncExitStack() as stack:
+                try:
+                    await unless_stopped(stop, stack.enter_async_context(host))
+                except StoppedError:
+                    log.info("host_stopped_while_starting", host=settings.host_name)
+                    return
                 await stop.wait()
                 log.info("host_stopping", host=settings.host_name)
 

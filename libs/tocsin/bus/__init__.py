@@ -11,6 +11,7 @@ from tocsin.bus.opener import Arrival, Context, Opener
 from tocsin.bus.provision import provision
 from tocsin.bus.service import (
     Service,
+    StoppedError,
     consumes,
     handles,
     read_settings,
@@ -19,6 +20,7 @@ from tocsin.bus.service import (
     serve_health,
     stop_on_signal,
     subscribes,
+    unless_stopped,
 )
 from tocsin.bus.settings import BusSettings
 
@@ -32,6 +34,7 @@ __all__ = [
     "Opener",
     "Sent",
     "Service",
+    "StoppedError",
     "consumes",
     "handles",
     "provision",
@@ -41,4 +44,5 @@ __all__ = [
     "serve_health",
     "stop_on_signal",
     "subscribes",
+    "unless_stopped",
 ]

@@ -50,6 +50,7 @@ from tocsin.crypto import select_backend
 from tocsin.telemetry import HealthServer, Metrics, configure_logging, get_logger
 
 S = TypeVar("S", bound=BusSettings)
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 VERSION = version("tocsin")
@@ -272,10 +273,15 @@ async def _serve_until_signal(service_class: type[Service[S]], settings: S) -> N
     stop = stop_on_signal()
     holder: list[Service[S]] = []
     with serve_health(name, settings, metrics, ready=lambda: bool(holder) and holder[0].ready):
-        async with Bus(settings, credentials, metrics) as bus:
-            service = service_class(bus, settings)
-            holder.append(service)
-            await service.start()
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                opening = stack.enter_async_context(Bus(settings, credentials, metrics))
+                service = service_class(await unless_stopped(stop, opening), settings)
+                holder.append(service)
+                await unless_stopped(stop, service.start())
+            except StoppedError:
+                log.info("service_stopped_while_starting", service=name)
+                return
             await stop.wait()
             log.info("service_stopping", service=name)
             await service.stop()
@@ -297,6 +303,32 @@ def serve_health(
             version=VERSION,
         )
         yield health
+
+
+class StoppedError(TocsinError):
+    """A signal came before the work was done."""
+
+    reason = "stopped"
+
+
+async def unless_stopped(stop: asyncio.Event, work: Awaitable[T]) -> T:
+    """Do ``work`` unless ``stop`` is set first: a start that waits for something can be ended at any moment.
+
+    Raises:
+        StoppedError: it was; the work has been cancelled and has cleaned up.
+    """
+    doing = asyncio.ensure_future(work)
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({doing, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)
+        raise StoppedError("stopped before it was done")
+    finally:
+        doing.cancel()
+        stopped.cancel()
 
 
 def stop_on_signal() -> asyncio.Event:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console
 
 from tocsin.analysis.labels import compare
-from tocsin.bus import Bus, stop_on_signal
+from tocsin.bus import Bus, StoppedError, stop_on_signal, unless_stopped
 from tocsin.cli import report
 from tocsin.cli.exits import Exit
 from tocsin.cli.feed import STANDARD_INPUT, Fed, check_input, feed, open_input
@@ -29,8 +27,6 @@ from tocsin.contracts.identifiers import Role, ServiceName
 from tocsin.contracts.operations import Figures, FiguresRequest
 from tocsin.evidence.verification import VerifiedDecision, verify
 from tocsin.telemetry import Metrics
-
-T = TypeVar("T")
 
 FIGURES_INTERVAL_S = 1.0
 LAST_FIGURES_S = 1.2
@@ -82,7 +78,7 @@ async def run_demo(options: DemoOptions, console: Console) -> Exit:
     try:
         with Screen(console, title=title) as screen:
             screen.begin("start", "the broker")
-            stack = await _unless(
+            stack = await unless_stopped(
                 interrupted,
                 Stack.prepare(
                     StackOptions(
@@ -98,10 +94,12 @@ async def run_demo(options: DemoOptions, console: Console) -> Exit:
             )
             settings, credentials = stack.bus_settings(ServiceName.CLI), stack.cli_credentials()
             async with Bus(settings, credentials, Metrics()) as bus:
-                run = await _unless(interrupted, _perform(options, stack, bus, screen))
+                run = await unless_stopped(interrupted, _perform(options, stack, bus, screen))
         files = report.write(run, options.folder, stack.root.certificate_pem)
         summarise(console, run, files)
         return OUTCOMES[run.outcome]
+    except StoppedError as error:
+        raise InterruptedRunError("interrupted; everything that was started has been ended") from error
     finally:
         if stack is not None:
             await stack.stop()
@@ -224,22 +222,3 @@ async def _show_figures(bus: Bus, screen: Screen) -> None:
             screen.figures(await bus.request(MONITOR_FIGURES, FiguresRequest(), timeout_s=3.0))
         except UnavailableError:
             continue  # a busy second; the next one shows it
-
-
-async def _unless(interrupted: asyncio.Event, work: Awaitable[T]) -> T:
-    """Do the work unless a signal comes first.
-
-    Raises:
-        InterruptedRunError: it came.
-    """
-    doing = asyncio.ensure_future(work)
-    signalled = asyncio.ensure_future(interrupted.wait())
-    try:
-        await asyncio.wait({doing, signalled}, return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
-            return doing.result()
-        doing.cancel()
-        await asyncio.gather(doing, return_exceptions=True)
-        raise InterruptedRunError("interrupted; everything that was started has been ended")
-    finally:
-        signalled.cancel()

@@ -6,7 +6,7 @@ import asyncio
 
 from rich.console import Console
 
-from tocsin.bus import Bus, Context, stop_on_signal
+from tocsin.bus import Bus, Context, StoppedError, stop_on_signal, unless_stopped
 from tocsin.cli.exits import Exit
 from tocsin.cli.livefire import CANARY
 from tocsin.cli.stack import Stack, StackOptions
@@ -28,14 +28,10 @@ async def run_up(options: StackOptions, console: Console) -> Exit:
     stack = await Stack.prepare(options)
     try:
         async with Bus(stack.bus_settings(ServiceName.CLI), stack.cli_credentials(), Metrics()) as bus:
-            starting = asyncio.create_task(_start(stack, bus, console))
-            signalled = asyncio.create_task(stop.wait())
-            await asyncio.wait({starting, signalled}, return_when=asyncio.FIRST_COMPLETED)
-            if not starting.done():
-                starting.cancel()
-                await asyncio.gather(starting, return_exceptions=True)
+            try:
+                await unless_stopped(stop, _start(stack, bus, console))
+            except StoppedError:
                 return Exit.OK
-            starting.result()
             while not stop.is_set():
                 for name in stack.supervisor.restart_ended():
                     console.print(f"{name} had ended and was started again")
