@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict
 
 from tocsin.bus import Bus, BusSettings, Context, Credentials
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import COORDINATION, DELIVER_AGENT, ROUTE, THREAT_ALERT, MessageType
+from tocsin.contracts.catalogue import COORDINATION, DELIVER_AGENT, ROUTE, THREAT_ALERT
 from tocsin.contracts.identifiers import Priority, Severity, SpiffeId
 from tocsin.contracts.observations import Observations
 from tocsin.contracts.routing import Coordination, ThreatAlert
+from tocsin.contracts.subjects import MessageType
 from tocsin.crypto import select_backend
 from tocsin.telemetry import Metrics, configure_logging
 

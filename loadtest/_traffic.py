@@ -79,6 +79,8 @@ class Sending:
     failures: Counter[str] = field(default_factory=Counter)
     lags_ms: array[float] = field(default_factory=lambda: array("d"))
     """How late each send began, warm-up included, in order."""
+    took_ms: array[float] = field(default_factory=lambda: array("d"))
+    """How long each successful send took, in the order of ``sent``."""
 
 
 @dataclass(slots=True)
@@ -107,12 +109,14 @@ async def send_on_time(
     in_flight: set[asyncio.Task[None]] = set()
 
     async def one(number: int) -> None:
+        begun_ns = time.monotonic_ns()
         try:
             await send(number)
         except TocsinError as error:
             done.failures[error.reason] += 1
         else:
             done.sent.append(number)
+            done.took_ms.append((time.monotonic_ns() - begun_ns) / 1e6)
 
     def ended(task: asyncio.Task[None]) -> None:
         in_flight.discard(task)
@@ -141,6 +145,7 @@ class Outcome(BaseModel):
     sent: list[int]
     failures: dict[str, int]
     lags_ms: list[float]
+    took_ms: list[float]
     numbers: list[int]
     latencies_ms: list[float]
     last_ns: int
@@ -154,6 +159,7 @@ def outcome_of(sending: Sending, arrivals: Arrivals, counters: dict[str, int]) -
         sent=sending.sent,
         failures=dict(sending.failures),
         lags_ms=sending.lags_ms.tolist(),
+        took_ms=sending.took_ms.tolist(),
         numbers=arrivals.numbers.tolist(),
         latencies_ms=arrivals.latencies_ms.tolist(),
         last_ns=arrivals.last_ns,
@@ -174,6 +180,8 @@ class Tally:
     latencies_ms: Sequence[float]
     """Of each message's first arrival."""
     lags_ms: Sequence[float]
+    took_ms: Sequence[float]
+    """From a send's begin until it was handed to the broker's connection: signing is in it."""
     achieved_per_s: float
     """Messages received over the time from the first due moment to the last arrival."""
 
@@ -207,6 +215,12 @@ def tally(plan: Schedule, start_ns: int, outcomes: Sequence[Outcome]) -> Tally:
         late_sends=sum(lag > LATE_MS for lag in lags),
         latencies_ms=list(first.values()),
         lags_ms=lags,
+        took_ms=[
+            took_ms
+            for one in outcomes
+            for number, took_ms in zip(one.sent, one.took_ms, strict=True)
+            if number >= plan.warmup
+        ],
         achieved_per_s=round(len(first) / took_s, 1) if took_s > 0 else 0.0,
     )
 

@@ -32,6 +32,8 @@ from _relay import RelayPlan
 from _traffic import LATE_MS, Outcome, Schedule, Tally, schedule, sum_counters, tally
 from _worker import TrafficPlan
 from common import (
+    DIGITS,
+    SUMMARY,
     Environment,
     emit,
     exit_with,
@@ -44,6 +46,7 @@ from common import (
 )
 
 from tocsin.contracts.errors import InvariantBrokenError
+from tocsin.contracts.operations import MetricsSnapshot
 from tocsin.crypto import Algorithm, select_backend
 
 LEAD_S = 0.5
@@ -51,7 +54,7 @@ LEAD_S = 0.5
 QUIET_S = 2.0
 """When nothing more has arrived for so long, what is missing is lost."""
 POLL_S = 0.1
-OWN = ("not_sent", "late_sends", "send_lag_ms")
+OWN = ("not_sent", "late_sends", "send_lag_ms", "send_ms")
 SETTLE_S = 0.3
 """After the last expected arrival: a duplicate would show."""
 
@@ -91,6 +94,7 @@ class Run:
             "achieved_per_s": counted.achieved_per_s,
             "latency_ms": latency(counted.latencies_ms),
             "send_lag_ms": latency([max(0.0, lag) for lag in counted.lags_ms]),
+            "send_ms": latency(counted.took_ms),
             **{f"{group}_cpu_us_per_message": used for group, used in self.cpu_us.items()},
         }
 
@@ -150,13 +154,26 @@ async def through_the_router(fleet: Fleet, plan: Schedule, seed: int) -> tuple[R
         run = await drive(plan, workers, groups)
         after = await fleet.router_figures()
     routers = {
-        name: {counter: value - before[name].counters.get(counter, 0) for counter, value in one.counters.items()}
+        name: {
+            counter: value - before[name].counters.get(counter, 0) for counter, value in one.counters.items()
+        }
         for name, one in after.items()
     }
     await fleet.supervisor.stop()
-    for name, one in after.items():
-        say(f"{name} {one.latencies}")
-    return run, _verifications(run, dict(zip(hosts, run.outcomes, strict=True)), routers, plan)
+    verified = _verifications(run, dict(zip(hosts, run.outcomes, strict=True)), routers, plan)
+    return run, verified | {"by_router": {name: _stages(one) for name, one in after.items()}}
+
+
+def _stages(router: MetricsSnapshot) -> dict[str, Any]:
+    """Return a router's own latencies: from a message's making to its forwarding, and the part inside.
+
+    They are of all messages, warm-up included; the percentiles are of the last 4,096.
+    """
+    return {
+        f"{name}_ms": {part: round(getattr(router.latencies[name], part), DIGITS) for part in SUMMARY}
+        for name in ("route", "route_inside")
+        if name in router.latencies
+    }
 
 
 def _verifications(

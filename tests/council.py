@@ -9,10 +9,11 @@ from functools import cached_property
 
 from tocsin.bus.envelope import encode_body, encode_content, encode_envelope, make_content
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import BALLOT, CONSENSUS_EPOCH, CONSENSUS_PROPOSAL, VOTE, MessageType
+from tocsin.contracts.catalogue import BALLOT, CONSENSUS_EPOCH, CONSENSUS_PROPOSAL, VOTE
 from tocsin.contracts.decisions import Ballot, Choice, Epoch, Option, Proposal, Step, Vote
 from tocsin.contracts.identifiers import Role, ServiceName, SpiffeId
 from tocsin.contracts.response import Action, Command
+from tocsin.contracts.subjects import MessageType
 from tocsin.crypto import Algorithm, Authority, LocalKey, TrustStore, select_backend, sign_batch
 from tocsin.evidence.certificate import DecisionCertificate
 from tocsin.evidence.choices import choice_digest, decide_value

@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from tocsin.bus.envelope import Content, encode_body, encode_content, encode_envelope, make_content
 from tocsin.bus.opener import Arrival, Opener
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import DELIVER_ALL, HEARTBEAT, Subject
+from tocsin.contracts.catalogue import DELIVER_ALL, HEARTBEAT
 from tocsin.contracts.fleet import Heartbeat
 from tocsin.contracts.identifiers import Priority, Role, ServiceName, Severity, SpiffeId
 from tocsin.contracts.routing import ThreatAlert
+from tocsin.contracts.subjects import Subject
 from tocsin.crypto import Algorithm, Authority, LocalKey, Proof, TrustStore, select_backend, sign_batch
 
 DOMAIN = "test.tocsin"

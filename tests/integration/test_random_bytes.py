@@ -30,12 +30,12 @@ from tocsin.contracts.catalogue import (
     REQUESTS,
     SUBJECTS,
     THREAT_ALERT,
-    Subject,
 )
 from tocsin.contracts.fleet import Heartbeat
 from tocsin.contracts.identifiers import Role, ServiceName, Severity, SpiffeId
 from tocsin.contracts.operations import PingRequest
 from tocsin.contracts.routing import Delivery, ThreatAlert
+from tocsin.contracts.subjects import Subject
 
 SEED = 20261123
 MODULES = {

@@ -26,7 +26,6 @@ from tocsin.contracts.catalogue import (
     RECEIPTS,
     ROUTE,
     THREAT_ALERT,
-    MessageType,
 )
 from tocsin.contracts.fleet import AgentRecord
 from tocsin.contracts.identifiers import Priority, Role, ServiceName, Severity, SpiffeId
@@ -41,6 +40,7 @@ from tocsin.contracts.routing import (
     Refusal,
     ThreatAlert,
 )
+from tocsin.contracts.subjects import MessageType
 from tocsin.router.service import RouterService
 from tocsin.router.settings import RouterSettings
 

@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 
 from tocsin.bus.envelope import Content
 from tocsin.bus.opener import Arrival, Opener
-from tocsin.contracts.catalogue import AGENTS, FLEET_ENROL, REQUESTS, SUBJECTS, RecordBody
+from tocsin.contracts.catalogue import AGENTS, FLEET_ENROL, REQUESTS, SUBJECTS
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.fleet import AgentSpec, EnrolRequest
 from tocsin.contracts.identifiers import Role, ServiceName, SpiffeId
+from tocsin.contracts.subjects import RecordBody
 from tocsin.crypto import Algorithm
 
 SIZES = [1, 2, 3, 7, 24]

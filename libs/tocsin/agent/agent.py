@@ -23,12 +23,12 @@ from tocsin.agent.support import Support, choose
 from tocsin.bus import Context, Sent
 from tocsin.contracts.analysis import Assessment, AssessmentMade
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import MessageType, Request
 from tocsin.contracts.decisions import DecisionAnnounced, Proposal
 from tocsin.contracts.errors import DeniedError, InvalidInputError
 from tocsin.contracts.identifiers import AgentName, Priority, Role, SpiffeId
 from tocsin.contracts.observations import Incident, Observations, ObservationsTaken
 from tocsin.contracts.routing import Discovery, Intelligence, ThreatAlert
+from tocsin.contracts.subjects import MessageType, Request
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.telemetry import Metrics
 

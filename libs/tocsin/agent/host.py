@@ -51,13 +51,12 @@ from tocsin.contracts.catalogue import (
     HEARTBEAT_TYPE,
     OBSERVE,
     ROUTE,
-    MessageType,
-    Request,
 )
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.fleet import Heartbeat
 from tocsin.contracts.identifiers import AgentName, Priority, Role, SpiffeId
 from tocsin.contracts.routing import Discovery
+from tocsin.contracts.subjects import MessageType, Request
 from tocsin.crypto import select_backend
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.telemetry import Metrics, get_logger

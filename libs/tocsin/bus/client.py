@@ -40,18 +40,7 @@ from tocsin.bus.requests import Replies, error_reply
 from tocsin.bus.settings import BusSettings
 from tocsin.bus.signing import BatchSigner
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import (
-    AUDIT,
-    AUDIT_REJECTED,
-    CERTIFICATES,
-    EVENT,
-    METRICS,
-    METRICS_TYPE,
-    Bucket,
-    MessageType,
-    Request,
-    Subject,
-)
+from tocsin.contracts.catalogue import AUDIT, AUDIT_REJECTED, CERTIFICATES, EVENT, METRICS, METRICS_TYPE
 from tocsin.contracts.errors import (
     ConflictError,
     DeniedError,
@@ -62,6 +51,7 @@ from tocsin.contracts.errors import (
 )
 from tocsin.contracts.identifiers import Priority, SpiffeId
 from tocsin.contracts.operations import MetricsSnapshot
+from tocsin.contracts.subjects import Bucket, MessageType, Request, Subject
 from tocsin.crypto import LocalKey, TrustStore, leaf_hash, select_backend
 from tocsin.telemetry import Metrics, get_logger
 

@@ -24,7 +24,6 @@ from tocsin.bus.intake import Handler, Reject
 from tocsin.bus.opener import Arrival, Context, Opener
 from tocsin.bus.replay import ClaimedError, DuplicateError
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import READER_AUDIENCE, MessageClass, Subject
 from tocsin.contracts.errors import (
     DeniedError,
     InvalidInputError,
@@ -32,6 +31,7 @@ from tocsin.contracts.errors import (
     UnavailableError,
     UntrustedError,
 )
+from tocsin.contracts.subjects import READER_AUDIENCE, MessageClass, Subject
 from tocsin.telemetry import Metrics, get_logger
 
 FETCH_TIMEOUT_S = 5.0

@@ -19,9 +19,9 @@ from typing import TypeAlias
 from tocsin.bus.opener import Arrival, Context, Inspected, Opener
 from tocsin.bus.replay import DuplicateError
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import MessageClass
 from tocsin.contracts.errors import TocsinError, UntrustedError
 from tocsin.contracts.identifiers import SpiffeId
+from tocsin.contracts.subjects import MessageClass
 from tocsin.telemetry import Metrics, get_logger
 
 Handler: TypeAlias = Callable[[Message, Context], Awaitable[object]]

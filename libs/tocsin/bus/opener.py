@@ -20,8 +20,10 @@ from typing import NamedTuple
 from tocsin.bus.envelope import Content, Envelope, decode_body, decode_envelope
 from tocsin.bus.replay import Ledger, ReplayWindow
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import (
-    ERROR_REPLY,
+from tocsin.contracts.catalogue import ERROR_REPLY
+from tocsin.contracts.errors import DeniedError, InvalidInputError, UntrustedError
+from tocsin.contracts.identifiers import Priority, SpiffeId
+from tocsin.contracts.subjects import (
     MAX_LIVE_TTL_MS,
     READER_AUDIENCE,
     Bucket,
@@ -30,8 +32,6 @@ from tocsin.contracts.catalogue import (
     Request,
     Subject,
 )
-from tocsin.contracts.errors import DeniedError, InvalidInputError, UntrustedError
-from tocsin.contracts.identifiers import Priority, SpiffeId
 from tocsin.crypto import Algorithm, BatchVerifier, SignatureBackend, TrustStore, Verifier, key_id
 
 CLOCK_SKEW_NS = 30_000_000_000

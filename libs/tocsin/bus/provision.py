@@ -8,7 +8,8 @@ from nats.js import JetStreamContext, api
 
 from tocsin.bus.connection import Connection, translate
 from tocsin.bus.settings import BusSettings
-from tocsin.contracts.catalogue import BUCKETS, CERTIFICATES, IDENTITIES, PREFIX, STREAMS
+from tocsin.contracts.catalogue import BUCKETS, CERTIFICATES, IDENTITIES, STREAMS
+from tocsin.contracts.subjects import PREFIX
 from tocsin.telemetry import Metrics
 
 DUPLICATE_WINDOW_S = 120

@@ -22,8 +22,8 @@ from tocsin.bus.envelope import decode_body, encode_body
 from tocsin.bus.opener import Arrival
 from tocsin.bus.watch import BucketWatch
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import Bucket, RecordBody
 from tocsin.contracts.errors import ConflictError, TocsinError, UntrustedError
+from tocsin.contracts.subjects import Bucket, RecordBody
 
 if TYPE_CHECKING:
     from tocsin.bus.client import Bus

@@ -16,7 +16,7 @@ from tocsin.bus.connection import Connection
 from tocsin.bus.intake import Reject
 from tocsin.bus.opener import Arrival, Opener
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import ERROR_REPLY, PREFIX, MessageType, Request
+from tocsin.contracts.catalogue import ERROR_REPLY
 from tocsin.contracts.errors import (
     FAMILIES,
     ExhaustedError,
@@ -27,6 +27,7 @@ from tocsin.contracts.errors import (
 )
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.contracts.operations import ErrorReply
+from tocsin.contracts.subjects import PREFIX, MessageType, Request
 
 if TYPE_CHECKING:
     from tocsin.bus.client import Sent

@@ -42,10 +42,11 @@ from tocsin.bus.credentials import Credentials
 from tocsin.bus.opener import Context
 from tocsin.bus.settings import BusSettings
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import PING, Request, Subject
+from tocsin.contracts.catalogue import PING
 from tocsin.contracts.errors import InvalidInputError, TocsinError, UnavailableError
 from tocsin.contracts.identifiers import ServiceName
 from tocsin.contracts.operations import PingRequest, Pong
+from tocsin.contracts.subjects import Request, Subject
 from tocsin.crypto import select_backend
 from tocsin.telemetry import HealthServer, Metrics, configure_logging, get_logger
 

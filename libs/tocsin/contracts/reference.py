@@ -22,23 +22,25 @@ from typing import Any
 from tocsin import contracts
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
-    ANY_AUDIENCE,
     BUCKETS,
     CERTIFICATES,
     IDENTITIES,
-    KIB,
-    MAX_LIVE_TTL_MS,
     MIB,
-    PREFIX,
-    READER_AUDIENCE,
     REQUESTS,
     STREAMS,
     SUBJECTS,
+    message_types,
+)
+from tocsin.contracts.subjects import (
+    ANY_AUDIENCE,
+    KIB,
+    MAX_LIVE_TTL_MS,
+    PREFIX,
+    READER_AUDIENCE,
     MessageClass,
     MessageType,
     Request,
     Subject,
-    message_types,
 )
 
 COMMAND = "python -m tocsin.contracts.reference docs/reference"

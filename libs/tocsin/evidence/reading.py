@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 
 from tocsin.bus.envelope import Envelope, decode_body, decode_envelope
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import MessageType
 from tocsin.contracts.errors import DeniedError, InvalidInputError
 from tocsin.contracts.identifiers import SpiffeId
+from tocsin.contracts.subjects import MessageType
 from tocsin.crypto import BatchVerifier, Verifier
 
 M = TypeVar("M", bound=Message)

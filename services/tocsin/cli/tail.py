@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 
 from tocsin.bus import Bus, Context
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import PREFIX, SUBJECTS, Subject
+from tocsin.contracts.catalogue import SUBJECTS
 from tocsin.contracts.errors import InvalidInputError
 from tocsin.contracts.identifiers import Role
+from tocsin.contracts.subjects import PREFIX, Subject
 
 Print = Callable[[str], None]
 

@@ -43,13 +43,12 @@ from tocsin.contracts.catalogue import (
     DISCOVERY,
     INTELLIGENCE,
     THREAT_ALERT,
-    Senders,
-    Subject,
 )
 from tocsin.contracts.errors import DeniedError, InvalidInputError
 from tocsin.contracts.identifiers import NAME_PATTERN, Priority, Role, Severity, SpiffeId
 from tocsin.contracts.observations import Incident, Observations
 from tocsin.contracts.routing import Coordination, Discovery, Intelligence, ThreatAlert
+from tocsin.contracts.subjects import Senders, Subject
 
 RoleOf: TypeAlias = Callable[[str], Role | None]
 """The role of an enrolled agent by its name; None for a name that nobody has."""

@@ -38,11 +38,9 @@ from tocsin.contracts.catalogue import (
     EVENT,
     FLEET_ENROL,
     HEARTBEAT,
-    KIB,
     OBSERVE,
     PING,
     ROUTE,
-    RecordBody,
 )
 from tocsin.contracts.errors import (
     ConflictError,
@@ -56,6 +54,7 @@ from tocsin.contracts.fleet import AgentSpec, EnrolRequest, Heartbeat
 from tocsin.contracts.identifiers import Role, ServiceName, SpiffeId
 from tocsin.contracts.operations import ErrorReply, Pong, RejectedEnvelope
 from tocsin.contracts.routing import Discovery
+from tocsin.contracts.subjects import KIB, RecordBody
 from tocsin.crypto import Algorithm, LocalKey, select_backend
 
 EXPIRED = SpiffeId.agent(DOMAIN, Role.GUARDIAN, "expired")

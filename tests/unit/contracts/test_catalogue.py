@@ -10,22 +10,17 @@ from tocsin.contracts.catalogue import (
     BUCKETS,
     CONSENSUS_BALLOT,
     DELIVER_AGENT,
-    MAX_LIVE_TTL_MS,
     METRICS,
     PING,
-    PREFIX,
     REQUESTS,
     ROUTE,
     STREAMS,
     SUBJECTS,
-    MessageClass,
-    Senders,
-    Subject,
     message_types,
-    senders,
 )
 from tocsin.contracts.errors import InvalidInputError
 from tocsin.contracts.identifiers import Kind, Role, ServiceName, SpiffeId
+from tocsin.contracts.subjects import MAX_LIVE_TTL_MS, PREFIX, MessageClass, Senders, Subject, senders
 
 ALL_SUBJECTS = [*SUBJECTS, *(request.subject for request in REQUESTS)]
 DOMAIN = "test.tocsin"

@@ -28,6 +28,7 @@ def outcome(
         sent=sent,
         failures={},
         lags_ms=lags,
+        took_ms=[0.5] * len(sent),
         numbers=[number for number, _ in pairs],
         latencies_ms=[latency for _, latency in pairs],
         last_ns=START_NS + 10_000_000,
@@ -51,6 +52,7 @@ def test_a_tally_counts_losses_and_duplicates_and_leaves_the_warmup_out() -> Non
     assert sorted(counted.latencies_ms) == [1.0, 2.0, 3.0, 5.0]
     assert sorted(counted.lags_ms) == [0.1, 0.1, 0.2, 0.3, 6.0, 7.0]
     assert counted.late_sends == 2
+    assert counted.took_ms == [0.5] * 5
     assert counted.achieved_per_s == 500.0  # 4 in the 8 ms from the first that is measured to the last arrival
 
 
