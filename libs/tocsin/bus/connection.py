@@ -50,8 +50,11 @@ async def wait_for_socket(url: str, *, timeout_s: float) -> None:
     Raises:
         UnavailableError: ``broker_down``.
     """
-    parts = urlsplit(url)
-    host, port = parts.hostname, parts.port or 4222
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or 4222
+    except ValueError:
+        host, port = None, 0
     if host is None:
         raise InvalidInputError(f"{url!r} is no broker's address", reason="bad_address")
     deadline = time.monotonic() + timeout_s
