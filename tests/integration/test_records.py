@@ -9,7 +9,7 @@ import pytest
 from support import DOMAIN, World
 
 from tocsin.bus import Bus
-from tocsin.bus.client import _BoundedBytes
+from tocsin.bus.certificates import BoundedBytes
 from tocsin.contracts.catalogue import AGENTS, CERTIFICATES
 from tocsin.contracts.errors import ConflictError, InvalidInputError, TocsinError, UnavailableError
 from tocsin.contracts.fleet import AgentRecord
@@ -105,7 +105,7 @@ async def test_an_object_that_is_no_certificate_is_an_error_of_ours(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Garbage, no digest, and pieces that are claimed and not there."""
-    monkeypatch.setattr("tocsin.bus.client.CERTIFICATE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("tocsin.bus.certificates.CERTIFICATE_TIMEOUT_S", 0.5)
     guardian = await world.bus(SpiffeId.agent(DOMAIN, Role.GUARDIAN, "g"))
     name = base64.urlsafe_b64encode(b"ab").decode()
     claimed = {"name": "ab", "bucket": CERTIFICATES, "nuid": "nowhere", "size": 10, "chunks": 1, "digest": "x"}
@@ -120,9 +120,9 @@ async def test_an_object_larger_than_any_certificate_is_not_read(
 ) -> None:
     consensus = await world.service(ServiceName.CONSENSUS)
     await consensus.put_certificate("ab", bytes(300_000))
-    monkeypatch.setattr("tocsin.bus.client.MAX_CERTIFICATE_BYTES", 200_000)
+    monkeypatch.setattr("tocsin.bus.certificates.MAX_CERTIFICATE_BYTES", 200_000)
     with pytest.raises(InvalidInputError) as caught:
         await consensus.get_certificate("ab")
     assert caught.value.reason == "bad_certificate"
     with pytest.raises(InvalidInputError):
-        _BoundedBytes(3).write(b"four")
+        BoundedBytes(3).write(b"four")

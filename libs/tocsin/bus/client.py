@@ -1,7 +1,7 @@
 """The bus: the one way in and out of a process.
 
     async with Bus(settings, credentials, metrics) as bus:
-        await bus.publish(EVENT, EVENT_STAGE, stage, service="workflow", kind="stage", audience="event")
+        await bus.event(EVENT_STAGE, stage)
         placement = await bus.request(BALANCER_PLACE, operation, timeout_s=0.5)
         await bus.subscribe(HEARTBEAT, self.on_heartbeat)
 
@@ -13,7 +13,6 @@ reason and never their body.
 from __future__ import annotations
 
 import asyncio
-import io
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +26,13 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import api
 
+from tocsin.bus import certificates
 from tocsin.bus.audit import RejectionLog
 from tocsin.bus.connection import Connection, translate
 from tocsin.bus.consumer import Consumer
 from tocsin.bus.credentials import Credentials
 from tocsin.bus.envelope import encode_body, encode_content, make_content
+from tocsin.bus.history import History
 from tocsin.bus.identities import IdentityDirectory
 from tocsin.bus.intake import Handler, Intake
 from tocsin.bus.opener import Arrival, Context, Opener
@@ -40,9 +41,8 @@ from tocsin.bus.requests import Replies, error_reply
 from tocsin.bus.settings import BusSettings
 from tocsin.bus.signing import BatchSigner
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import AUDIT, AUDIT_REJECTED, CERTIFICATES, EVENT, METRICS, METRICS_TYPE
+from tocsin.contracts.catalogue import AUDIT, AUDIT_REJECTED, EVENT, METRICS, METRICS_TYPE
 from tocsin.contracts.errors import (
-    ConflictError,
     DeniedError,
     InvalidInputError,
     InvariantBrokenError,
@@ -59,28 +59,11 @@ M = TypeVar("M", bound=Message)
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
 
-MAX_CERTIFICATE_BYTES = 64 * 1024 * 1024
-"""Three times that of 4,096 ballots with ML-DSA-65, of 5 KB each."""
-CERTIFICATE_TIMEOUT_S = 20.0
-
 Tokens: TypeAlias = Mapping[str, str]
 """The tokens of a subject, by name."""
 NO_TOKENS: Tokens = MappingProxyType({})
 
 log = get_logger(__name__)
-
-
-class _BoundedBytes(io.BytesIO):
-    """Takes so many bytes and no more."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def write(self, data: bytes) -> int:  # type: ignore[override]  # the store's client writes bytes only
-        if self.tell() + len(data) > self._most:
-            raise InvalidInputError(f"more than {self._most} bytes", reason="bad_certificate")
-        return super().write(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +95,7 @@ class Bus:
         self._rejections = RejectionLog(self.metrics)
         self._tasks: set[asyncio.Task[None]] = set()
         self._intakes: list[Intake] = []
+        self._subscriptions: list[Subscription] = []
         self._on_identities: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._consumers: list[Consumer] = []
         self._connection: Connection | None = None
@@ -150,6 +134,7 @@ class Bus:
             await consumer.stop()
         try:
             async with asyncio.timeout(5.0):
+                await self._end_subscriptions()
                 for intake in self._intakes:
                     await intake.idle()
         except TimeoutError:
@@ -163,6 +148,12 @@ class Bus:
         for signer in self._all_signers():
             signer.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _end_subscriptions(self) -> None:
+        """Take nothing more; what the broker has sent already is in its line when this returns."""
+        if self.connected:
+            ending = (subscription.drain() for subscription in self._subscriptions)
+            await asyncio.gather(*ending, return_exceptions=True)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run a task for as long as the bus; a task that fails is logged, never silent."""
@@ -312,11 +303,11 @@ class Bus:
         js = self.connection.js
         try:
             ack = await js.publish(subject, sent.data, headers={"Nats-Msg-Id": sent.leaf.hex()}, stream=stream)
-            if ack.duplicate:
-                # A guessed id can make the broker swallow another's message: look at what it holds.
-                held = await js.get_msg(stream, ack.seq)
-                if held.data != sent.data:
-                    raise ConflictError("the stream holds other bytes under this id", reason="poisoned_id")
+            if ack.duplicate and (await js.get_msg(stream, ack.seq)).data != sent.data:
+                # Whoever knows the id can come first with other bytes, and the broker swallows ours. Without an
+                # id it cannot; should our bytes stand there twice, readers drop the second.
+                self.metrics.count("poisoned_ids")
+                await js.publish(subject, sent.data, stream=stream)
         except (TimeoutError, nats.errors.Error) as error:
             raise translate(error, subject) from error
 
@@ -395,6 +386,7 @@ class Bus:
             await intake.put(message.data, arrival)
 
         subscription = await self.connection.subscribe(subject.pattern(**at), receive, queue=queue)
+        self._subscriptions.append(subscription)
         await self.flush()
         return subscription
 
@@ -435,7 +427,10 @@ class Bus:
             async def receive_message(message: Msg) -> None:
                 await receive(message.data, message.subject, message.reply)
 
-            await self.connection.subscribe(request.subject.pattern(**at), receive_message, queue=queue)
+            subscription = await self.connection.subscribe(
+                request.subject.pattern(**at), receive_message, queue=queue
+            )
+            self._subscriptions.append(subscription)
             await self.flush()
         return receive
 
@@ -507,21 +502,9 @@ class Bus:
         return consumer
 
     async def last(self, subject: Subject, *, at: Tokens = NO_TOKENS) -> tuple[Message, Context] | None:
-        """Return the last message of a subject in its stream, opened like any other; None if there is none.
-
-        Meant for types of class evidence: for the others the replay rules apply to what is read here too.
-        """
-        if subject.stream is None:
-            raise InvalidInputError(f"{subject.name} has no stream", reason="bad_subject")
-        try:
-            held = await self.connection.js.get_last_msg(subject.stream, subject.pattern(**at))
-        except nats.js.errors.NotFoundError:
-            return None
-        except (TimeoutError, nats.errors.Error) as error:
-            raise translate(error, subject.name) from error
-        arrival = Arrival.on(subject, held.subject or "", self.audiences)
-        data = held.data or b""
-        return await asyncio.to_thread(lambda: self.opener.open(data, arrival, now_ns=time.time_ns()))
+        """Return the last message of a subject in its stream that holds, or None: see :class:`History`."""
+        history = History(self.connection.js, self.opener, self.audiences, reject=self.reject)
+        return await history.last(subject, subject.pattern(**at))
 
     def _intake(
         self, name: str, handler: Handler, concurrency: int, restrict: Callable[[SpiffeId], bool] | None
@@ -562,34 +545,11 @@ class Bus:
 
     async def put_certificate(self, name: str, data: bytes) -> None:
         """Keep a decision's certificate in the object store."""
-        try:
-            store = await self.connection.js.object_store(CERTIFICATES)
-            await store.put(name, data)
-        except (TimeoutError, nats.errors.Error) as error:
-            raise translate(error, f"certificate {name}") from error
+        await certificates.put(self.connection.js, name, data)
 
     async def get_certificate(self, name: str) -> bytes:
-        """Fetch a decision's certificate; whoever acts on it verifies it.
-
-        Raises:
-            UnavailableError: it is not there, or not all of it.
-            InvalidInputError: ``bad_certificate``: the store holds something else under that name.
-        """
-        data = _BoundedBytes(MAX_CERTIFICATE_BYTES)
-        try:
-            # The client would wait for ever for pieces that the object only claims to have.
-            async with asyncio.timeout(CERTIFICATE_TIMEOUT_S):
-                store = await self.connection.js.object_store(CERTIFICATES)
-                if ((await store.get_info(name)).size or 0) > MAX_CERTIFICATE_BYTES:
-                    raise InvalidInputError(f"{name} is too large", reason="bad_certificate")
-                await store.get(name, writeinto=data)
-        except (TimeoutError, nats.errors.Error) as error:
-            raise translate(error, f"certificate {name}") from error
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise InvalidInputError(
-                f"the store holds no certificate under {name}", reason="bad_certificate"
-            ) from error
-        return data.getvalue()
+        """Fetch a decision's certificate; whoever acts on it verifies it. See :func:`certificates.get`."""
+        return await certificates.get(self.connection.js, name)
 
     async def flush(self) -> None:
         """Wait until the broker has seen everything sent so far, subscriptions included."""
@@ -630,7 +590,8 @@ class Bus:
             await asyncio.sleep(self.settings.metrics_interval_s)
             try:
                 await self.publish(METRICS, METRICS_TYPE, await self._snapshot(), at={"process": process})
-                for rejected in self._rejections.drain(self.id.token):
+                for rejected in self._rejections.sums(self.id.token):
                     await self.publish(AUDIT, AUDIT_REJECTED, rejected, at={"kind": "rejected"})
+                    self._rejections.told(rejected)
             except TocsinError as error:
                 self.metrics.count(f"report_failures.{error.reason}")
