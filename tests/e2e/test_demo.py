@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -145,6 +146,35 @@ def test_bad_lines_are_counted_with_their_numbers_and_skipped(tmp_path: Path) ->
     assert seen["bad"] >= 3
     assert len(seen["first_bad"]) >= 3
     assert report["outcome"] == "responded"
+
+
+def test_an_input_that_never_comes_can_be_interrupted(tmp_path: Path) -> None:
+    """A pipe without a writer: the demo starts, waits for it, and ends when it is told to."""
+    os.mkfifo(tmp_path / "pipe")
+    runs = tmp_path / "runs"
+    with subprocess.Popen(
+        [
+            *TOCSIN,
+            "demo",
+            "--runs",
+            str(runs),
+            "--agents",
+            "8",
+            "--hosts",
+            "1",
+            "--input",
+            str(tmp_path / "pipe"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        assert any("quorum" in line for line in running.stdout)
+        time.sleep(0.5)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(20) == Exit.INTERRUPTED
+    assert_nothing_left(runs)
 
 
 def test_a_port_in_use_is_said_and_nothing_is_left(tmp_path: Path) -> None:

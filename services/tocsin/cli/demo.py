@@ -14,7 +14,7 @@ from tocsin.analysis.labels import compare
 from tocsin.bus import Bus, StoppedError, stop_on_signal, unless_stopped
 from tocsin.cli import report
 from tocsin.cli.exits import Exit
-from tocsin.cli.feed import STANDARD_INPUT, Fed, check_input, feed, open_input
+from tocsin.cli.feed import Fed, check_input, feed
 from tocsin.cli.job import Job
 from tocsin.cli.livefire import CANARY, Traffic, drive
 from tocsin.cli.screen import Screen
@@ -174,9 +174,7 @@ async def _attack(
     sentinel = next(agent.name for agent in stack.agents if agent.role is Role.SENTINEL)
     screen.begin("input", f"reading {options.source}")
     job.attack_begins()
-    name = "standard input" if options.source == STANDARD_INPUT else Path(options.source).name
-    with open_input(options.source) as stream:
-        fed = await feed(bus, sentinel, stream, name)
+    fed = await feed(bus, sentinel, options.source)
     if fed.statistics:
         job.note(
             "input",

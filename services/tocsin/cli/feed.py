@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.observations import MAX_FLOWS_PER_BATCH, Flow, IdsAlert, Observations, ObservationsTaken
 
 BATCH = MAX_FLOWS_PER_BATCH // 2
+BATCHES_AHEAD = 4
 ANSWER_TIMEOUT_S = 15.0
 STANDARD_INPUT = "-"
 
@@ -40,18 +42,20 @@ class Fed:
 
 
 def open_input(name: str) -> BinaryIO:
-    """Open a file, or standard input for ``-``.
+    """Open a file, or standard input for ``-``; a pipe blocks until somebody writes to it.
 
     Raises:
         NoInputError: it does not exist, is a folder, or may not be read.
     """
-    if name == STANDARD_INPUT:
-        return sys.stdin.buffer
     try:
+        if name == STANDARD_INPUT:
+            # Not sys.stdin: a thread that waits in its lock would make the process die badly at its end.
+            return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
         return Path(name).open("rb")
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is closed"
         raise NoInputError(
-            f"cannot read {name}: {error.strerror}",
+            f"cannot read {name}: {why}",
             advice="give a Suricata EVE file, a Zeek conn.log, or - for standard input",
         ) from error
 
@@ -59,35 +63,69 @@ def open_input(name: str) -> BinaryIO:
 def check_input(name: str) -> None:
     """Fail before anything is started: the file must be there and in a known format.
 
-    Standard input is not looked at: what is read cannot be put back.
+    Standard input and pipes are not looked at: what is read from them cannot be put back.
 
     Raises:
         NoInputError: it cannot be read.
         InvalidInputError: ``unknown_format``.
     """
-    if name == STANDARD_INPUT:
+    if name == STANDARD_INPUT or Path(name).is_fifo():
         return
     with open_input(name) as stream:
         next(iter(RecordReader(stream)), None)
 
 
-async def feed(bus: Bus, sentinel: str, stream: BinaryIO, source: str) -> Fed:
-    """Hand every record of ``stream`` to ``sentinel``; return what was read and what it found.
+async def feed(bus: Bus, sentinel: str, name: str) -> Fed:
+    """Hand every record of an input to ``sentinel``; return what was read and what it found.
 
     Raises:
+        NoInputError: it cannot be read.
         InvalidInputError: ``unknown_format``.
         UnavailableError: the sentinel does not answer.
     """
+    source = "standard input" if name == STANDARD_INPUT else Path(name).name
     fed = Fed(source)
-    reader = RecordReader(stream)
-    batches = _batches(iter(reader), fed)
     sequence = 0
-    while (batch := await asyncio.to_thread(next, batches, None)) is not None:
+    async for batch in _read_beside(name, fed):
         await _hand_over(bus, sentinel, batch, source, sequence)
         sequence += 1
-    fed.statistics = reader.statistics()
     fed.taken = await _hand_over(bus, sentinel, [], source, sequence, final=True)
     return fed
+
+
+async def _read_beside(name: str, fed: Fed) -> AsyncIterator[list[Record]]:
+    """Read batches in a daemon thread, a few ahead: a pipe that nobody writes to must not keep the process."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Queue[list[Record] | TocsinError | None] = asyncio.Queue()
+    room = threading.Semaphore(BATCHES_AHEAD)
+
+    def put(item: list[Record] | TocsinError | None) -> None:
+        try:
+            loop.call_soon_threadsafe(ready.put_nowait, item)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            room.release()
+
+    def read() -> None:
+        try:
+            with open_input(name) as stream:
+                reader = RecordReader(stream)
+                for batch in _batches(iter(reader), fed):
+                    room.acquire()
+                    put(batch)
+                fed.statistics = reader.statistics()
+        except TocsinError as error:
+            put(error)
+        except OSError as error:
+            put(NoInputError(f"cannot read {name}: {error.strerror}"))
+        else:
+            put(None)
+
+    threading.Thread(target=read, name="input", daemon=True).start()
+    while (item := await ready.get()) is not None:
+        if isinstance(item, TocsinError):
+            raise item
+        room.release()
+        yield item
 
 
 async def _hand_over(
