@@ -400,6 +400,25 @@ async def test_a_forged_epoch_in_the_stream_stops_nobody(fleet: Fleet) -> None:
     assert again.protocol.epoch.digest == fleet.epoch
 
 
+async def test_a_decision_goes_on_in_its_epoch_though_a_later_one_has_other_seats(fleet: Fleet) -> None:
+    """The ballots of who has left since still count in it, and its certificate needs their keys."""
+    await fleet.start()
+    await fleet.begin()
+    decision = await fleet.propose()
+    seats, leaving = fleet.seats, {seat[0] for seat in fleet.seats if seat[0].name.startswith("s-0-")}
+    fleet.seats = [seat for seat in seats if seat[0] not in leaving]
+    await fleet.install(fleet.signed_by_root(fleet.epoch_record(number=1)))
+    for host in fleet.hosts:
+        await host.ballot(0)
+    announced = await fleet.outcome(decision, within_s=5)
+    assert announced.outcome is Outcome.DECIDED
+    decided = verify(
+        await fleet.cli.get_certificate(announced.object_name or ""), fleet.world.authority.certificate_pem
+    )
+    assert decided.epoch == 0
+    assert set(map(str, leaving)) <= set(decided.voters)
+
+
 async def test_forty_agents_decide_again_and_again(world: World) -> None:
     fleet = Fleet(world)
     await fleet.populate(hosts=4, per_host=10)

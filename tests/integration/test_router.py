@@ -58,6 +58,7 @@ HIGH = ThreatAlert(severity=Severity.HIGH, summary="smoke")
 class Heard:
     """What the outside hears of the router."""
 
+    bus: Bus
     deliveries: list[Delivery] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -114,8 +115,8 @@ async def enrol(world: World) -> None:
 
 
 async def listen(world: World) -> Heard:
-    heard = Heard()
     monitor = await world.service(ServiceName.MONITOR)
+    heard = Heard(monitor)
     await monitor.subscribe(EVENT, heard.on_event, at={"service": "router"})
     return heard
 
@@ -415,7 +416,7 @@ async def test_a_router_answers_and_survives_a_broker_restart(world: World) -> N
     monitor = await world.service(ServiceName.MONITOR, "1")
     async with router_on(world, delivery_deadline_s=20) as router:
         world.restart_broker()
-        buses = [sentinel, monitor, router.bus, *(host.bus for host in hosts)]
+        buses = [sentinel, monitor, heard.bus, router.bus, *(host.bus for host in hosts)]
         await eventually(
             lambda: all(bus.metrics.counter("broker_reconnects") and bus.connected for bus in buses),
             within_s=20,
@@ -425,3 +426,23 @@ async def test_a_router_answers_and_survives_a_broker_restart(world: World) -> N
         assert heard.deliveries[0].complete
         pong = await monitor.request(PING[ServiceName.ROUTER], PingRequest(), timeout_s=5)
         assert pong.process == "service.router.0"
+
+
+async def test_emergencies_to_nobody_do_not_hold_up_the_others(world: World) -> None:
+    """Each makes the router look for agents that enrolled a moment ago: once in a while, not once for each."""
+    await enrol(world)
+    sentinel = await world.agent(Role.SENTINEL, "sentinel-01")
+    async with router_on(world, roster_refresh_s=60) as router:
+        readings = 0
+        truly = router.roster.refresh
+
+        async def refresh() -> None:
+            nonlocal readings
+            readings += 1
+            await truly()
+
+        router.roster.refresh = refresh  # type: ignore[method-assign]  # counted
+        for _ in range(10):
+            await send(sentinel, CRITICAL, audience="agent.nobody", priority=Priority.CRITICAL)
+        await eventually(lambda: router.metrics.counter("emergencies") == 10)
+        assert readings == 1

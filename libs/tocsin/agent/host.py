@@ -36,6 +36,7 @@ from tocsin.agent.peers import Peers
 from tocsin.agent.receipts import ReceiptSender
 from tocsin.agent.settings import HostSettings
 from tocsin.bus import Bus, Sent
+from tocsin.bus.consumer import Consumer
 from tocsin.bus.credentials import read
 from tocsin.bus.enrolment import HeldToken, read_tokens
 from tocsin.contracts.base import Message
@@ -94,6 +95,7 @@ class AgentHost:
         self._delivery: Delivery
         self._residents: dict[str, Resident] = {}
         self._working: set[asyncio.Task[None]] = set()
+        self._consumers: tuple[Consumer, ...] = ()
         self._root_pem = b""
         self._open = AsyncExitStack()
 
@@ -181,7 +183,7 @@ class AgentHost:
             *(self._serve_observe(resident) for resident in self._residents.values()),
         )
         durable = f"host-{self.settings.host_name}"
-        await bus.consume(
+        alerts = await bus.consume(
             ALERT_BACKUP,
             to.from_stream,
             durable=f"{durable}-alerts",
@@ -189,9 +191,12 @@ class AgentHost:
             only_new=True,
             second_connection=True,
         )
-        await bus.consume(CONSENSUS_DECISION, to.fact, durable=f"{durable}-decisions", only_new=True)
-        assessments = {"service": "workflow", "kind": "assessment"}
-        await bus.consume(EVENT, to.fact, durable=f"{durable}-assessments", only_new=True, at=assessments)
+        decisions = await bus.consume(
+            CONSENSUS_DECISION, to.fact, durable=f"{durable}-decisions", only_new=True
+        )
+        about = {"service": "workflow", "kind": "assessment"}
+        made = await bus.consume(EVENT, to.fact, durable=f"{durable}-assessments", only_new=True, at=about)
+        self._consumers = (alerts, decisions, made)
 
     async def _serve_observe(self, resident: Resident) -> None:
         if resident.agent.role is Role.SENTINEL:
@@ -237,6 +242,8 @@ class AgentHost:
             self.metrics.count(f"heartbeat_failures.{error.reason}")
 
     async def _say_goodbye(self) -> None:
+        # The streams' consumers end first: what they gave back would come again, until it has come too often.
+        await asyncio.gather(*(consumer.stop() for consumer in self._consumers))
         self._delivery.close()
         for resident in self._residents.values():
             resident.inbox.close()

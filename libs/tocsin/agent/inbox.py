@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from tocsin.bus.ending import is_ending
 from tocsin.contracts.errors import TocsinError
 from tocsin.telemetry import Metrics, get_logger
 
@@ -110,7 +111,9 @@ class Inbox:
                 reason=error.reason,
                 detail=str(error),
             )
-        except Exception:  # an agent's bug is that agent's own, and is logged with its trace
+        except (Exception, asyncio.CancelledError):  # an agent's bug is its own, and is logged with its trace
+            if is_ending():
+                raise
             self._count_failure(job)
             log.exception("agent_handler_failed", agent=self._agent, type=job.label)
         else:

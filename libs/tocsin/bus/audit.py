@@ -28,13 +28,19 @@ class RejectionLog:
             kind = (error.reason[:64], "*", None)
         self._counts[kind] += 1
 
-    def drain(self, process: str) -> list[RejectedEnvelope]:
-        """Return and forget the sums."""
-        counts, self._counts = self._counts, Counter()
+    def sums(self, process: str) -> list[RejectedEnvelope]:
+        """Return the sums; each is kept until it was :meth:`told`."""
         return [
             RejectedEnvelope(by=process, reason=reason, subject=subject, claimed_key_id=key, count=count)
-            for (reason, subject, key), count in counts.items()
+            for (reason, subject, key), count in self._counts.items()
         ]
+
+    def told(self, rejected: RejectedEnvelope) -> None:
+        """Take what was published off the sums."""
+        kind = (rejected.reason, rejected.subject, rejected.claimed_key_id)
+        self._counts[kind] -= rejected.count
+        if self._counts[kind] <= 0:
+            del self._counts[kind]
 
 
 def _claimed_key(data: bytes) -> bytes | None:

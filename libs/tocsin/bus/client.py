@@ -31,6 +31,7 @@ from tocsin.bus.audit import RejectionLog
 from tocsin.bus.connection import Connection, translate
 from tocsin.bus.consumer import Consumer
 from tocsin.bus.credentials import Credentials
+from tocsin.bus.ending import end_tasks
 from tocsin.bus.envelope import encode_body, encode_content, make_content
 from tocsin.bus.history import History
 from tocsin.bus.identities import IdentityDirectory
@@ -142,9 +143,8 @@ class Bus:
         for connection in (self._second, self._connection):
             if connection is not None:
                 await connection.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if abandoned := await end_tasks(self._tasks):
+            log.error("tasks_abandoned", tasks=[task.get_name() for task in abandoned])
         for signer in self._all_signers():
             signer.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -152,7 +152,10 @@ class Bus:
     async def _end_subscriptions(self) -> None:
         """Take nothing more; what the broker has sent already is in its line when this returns."""
         if self.connected:
-            ending = (subscription.drain() for subscription in self._subscriptions)
+            ending = (
+                one.drain()  # type: ignore[no-untyped-call]  # the client has no type there
+                for one in self._subscriptions
+            )
             await asyncio.gather(*ending, return_exceptions=True)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -563,6 +566,8 @@ class Bus:
     def _identities_changed(self) -> None:
         for intake in self._intakes:
             intake.identities_changed()
+        if self._replies is not None:
+            self.spawn(self._replies.identities_changed(), "identities changed")
         for again in self._on_identities:
             self.spawn(again(), "identities changed")
 

@@ -8,6 +8,7 @@ away; beyond that a sender is told :class:`ExhaustedError`. Only this package im
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 import time
@@ -123,8 +124,12 @@ class Connection:
         connection = cls(client, metrics, label)
         token = read(settings.nats_token_file).decode().strip() if settings.nats_token_file else None
 
+        refusals: list[Exception] = []
+
         async def on_error(error: Exception) -> None:
             metrics.count(f"broker_errors.{type(error).__name__}")
+            if "authorization" in str(error).lower():  # the client has a class for it and does not use it here
+                refusals[:] = [error]
 
         async def on_disconnect() -> None:
             metrics.count("broker_disconnects")
@@ -135,22 +140,32 @@ class Connection:
                 callback()
 
         try:
-            await client.connect(
-                settings.nats_url,
-                name=f"{name}/{label}",
-                token=token,
-                error_cb=on_error,
-                disconnected_cb=on_disconnect,
-                reconnected_cb=on_reconnect,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=random.uniform(0.1, 0.5),  # type: ignore[arg-type]  # noqa: S311 - jitter
-                connect_timeout=5,
-                ping_interval=5,
-                max_outstanding_pings=2,
-                pending_size=PENDING_BYTES,
-                drain_timeout=5,
-            )
+            # To try for ever is right for a connection that stood: the first one has a deadline.
+            async with asyncio.timeout(settings.connect_timeout_s):
+                await client.connect(
+                    settings.nats_url,
+                    name=f"{name}/{label}",
+                    token=token,
+                    error_cb=on_error,
+                    disconnected_cb=on_disconnect,
+                    reconnected_cb=on_reconnect,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=random.uniform(0.1, 0.5),  # type: ignore[arg-type]  # noqa: S311 - jitter
+                    connect_timeout=5,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    pending_size=PENDING_BYTES,
+                    drain_timeout=5,
+                )
         except (TimeoutError, nats.errors.Error, OSError) as error:
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await client.close()
+            if refusals:
+                raise UnavailableError(
+                    "the broker refuses the credentials",
+                    reason="broker_refuses",
+                    advice="is TOCSIN_NATS_TOKEN_FILE the token of this broker?",
+                ) from error
             raise translate(error, "connecting") from error
         return connection
 
@@ -195,6 +210,7 @@ class Connection:
                     await self.client.drain()
             else:
                 await self.client.close()
-        except (TimeoutError, nats.errors.Error):
+        except (TimeoutError, nats.errors.Error, OSError):
             self._metrics.count("broker_errors.drain")
-            await self.client.close()
+            with contextlib.suppress(nats.errors.Error, OSError):  # what is left of it broke meanwhile
+                await self.client.close()

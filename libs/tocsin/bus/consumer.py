@@ -1,8 +1,8 @@
 """Consume a stream under a durable name: at least once, never more than there are free hands.
 
 A message is acknowledged when its handler is done. One that is malformed, untrusted or refused is
-terminated, never retried; one whose handler failed is given back and comes again after a pause, at most
-``max_deliver`` times. While a handler works, the broker is told so.
+terminated, never retried; one whose handler failed is given back and comes again after a pause that
+doubles, at most ``max_deliver`` times: with five, for 7.5 seconds. While a handler works, the broker is told so.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 
 from tocsin.bus.connection import Connection, translate
+from tocsin.bus.ending import end_tasks
 from tocsin.bus.intake import Handler, Reject
 from tocsin.bus.opener import Arrival, Context, Opener
 from tocsin.bus.replay import ClaimedError, DuplicateError
@@ -36,6 +37,7 @@ from tocsin.telemetry import Metrics, get_logger
 
 FETCH_TIMEOUT_S = 5.0
 RETRY_PAUSE_S = 0.5
+MAX_DOUBLINGS = 6
 TERMINAL = (InvalidInputError, UntrustedError, DeniedError)
 
 log = get_logger(__name__)
@@ -92,8 +94,7 @@ class Consumer:
     async def stop(self) -> None:
         """Fetch no more, and let what runs come to its end (at most five seconds)."""
         if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
+            await end_tasks((self._loop,))
         if self._busy:
             await asyncio.wait(self._busy, timeout=5.0)
         for task in self._busy:
@@ -142,7 +143,7 @@ class Consumer:
                 body, context = await self._open(message)
             except ClaimedError:
                 # The other copy's handler may yet fail: then this one is needed.
-                await message.nak(delay=RETRY_PAUSE_S)
+                await message.nak(delay=_pause_s(message))
                 return
             except DuplicateError:
                 self._metrics.count(f"duplicates.{self._subject.name}")
@@ -159,7 +160,7 @@ class Consumer:
                 return
             except TocsinError as error:
                 self._reject(error, message.subject, message.data)
-                await message.nak(delay=RETRY_PAUSE_S)
+                await message.nak(delay=_pause_s(message))
                 return
             await self._handle(message, body, context)
 
@@ -200,7 +201,7 @@ class Consumer:
             log.exception("handler_failed", line=self._subject.name, type=context.kind.name)
             if stored:
                 self._opener.ledger.release(context.leaf)
-            await message.nak(delay=RETRY_PAUSE_S)
+            await message.nak(delay=_pause_s(message))
         else:
             if stored:
                 self._opener.ledger.done(context.leaf)
@@ -215,3 +216,9 @@ class Consumer:
             await asyncio.sleep(self._ack_wait_s / 3)
             with contextlib.suppress(nats.errors.Error):
                 await message.in_progress()
+
+
+def _pause_s(message: Msg) -> float:
+    """Return the pause before the next delivery: it doubles, or a short absence would use up all of them."""
+    deliveries = min(message.metadata.num_delivered or 1, MAX_DOUBLINGS)
+    return RETRY_PAUSE_S * 2.0 ** (deliveries - 1)

@@ -8,6 +8,7 @@ skipped.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +23,9 @@ from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.crypto import TrustStore
 from tocsin.telemetry import Metrics, get_logger
+
+MAX_KNOWN = 65_536
+"""Chains remembered as learned, 32 bytes each."""
 
 log = get_logger(__name__)
 
@@ -43,6 +47,7 @@ class IdentityDirectory:
         self._on_learned = on_learned
         self._metrics = metrics
         self._threads = threads
+        self._known: set[bytes] = set()
 
     async def publish(self, spiffe_id: SpiffeId, chain: tuple[bytes, ...]) -> None:
         """Write a chain under its owner's token."""
@@ -64,6 +69,11 @@ class IdentityDirectory:
         await watch.start(spawn, timeout_s=timeout_s)
 
     async def _learn(self, key: str, value: bytes) -> None:
+        digest = hashlib.sha256(value).digest()
+        if digest in self._known:
+            # After a reconnection all entries come again, and anybody can write them again: neither may cost
+            # signatures, nor wake whatever waits for a certificate.
+            return
         try:
             chain = decode_chain(value)
             loop = asyncio.get_running_loop()
@@ -72,4 +82,7 @@ class IdentityDirectory:
             self._metrics.count(f"rejected.{error.reason}")
             log.warning("identity_refused", token=key, reason=error.reason)
         else:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known.add(digest)
             self._on_learned()

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from tocsin.bus.ending import is_ending
 from tocsin.bus.opener import Arrival, Context, Inspected, Opener
 from tocsin.bus.replay import DuplicateError
 from tocsin.contracts.base import Message
@@ -44,6 +45,8 @@ class _Parked:
     arrival: Arrival
     reply: str | None
     until: float
+    error: TocsinError
+    """Why it was not taken so far."""
 
 
 def prove_all(opener: Opener, group: list[Inspected]) -> list[TocsinError | None]:
@@ -85,42 +88,55 @@ class Intake:
         self._slots = asyncio.Semaphore(concurrency)
         self._running: set[asyncio.Task[None]] = set()
         self._parked: deque[_Parked] = deque()
+        self._giving_up: asyncio.TimerHandle | None = None
         self._retries: set[asyncio.Task[None]] = set()
 
     async def put(self, data: bytes, arrival: Arrival, reply: str | None = None) -> None:
         """Take one message: steps 1 to 8 now, the rest in order behind what came before."""
-        await self._put(_Parked(data, arrival, reply, time.monotonic() + PARK_S))
+        await self._put(data, arrival, reply, until=time.monotonic() + PARK_S)
 
-    async def _put(self, message: _Parked) -> None:
+    async def _put(self, data: bytes, arrival: Arrival, reply: str | None, *, until: float) -> None:
         try:
-            inspected = self._opener.inspect(message.data, message.arrival, now_ns=time.time_ns())
+            inspected = self._opener.inspect(data, arrival, now_ns=time.time_ns())
         except TocsinError as error:
-            may_wait = time.monotonic() < message.until and len(self._parked) < MAX_PARKED
-            if error.reason == "unknown_key" and may_wait:
-                self._parked.append(message)
-                asyncio.get_running_loop().call_later(PARK_S, self._retry_parked)
-                return
-            self._reject(error, message.arrival.subject, message.data)
+            if error.reason == "unknown_key" and len(self._parked) < MAX_PARKED:
+                self._parked.append(_Parked(data, arrival, reply, until, error))
+                self._give_up_later()
+            else:
+                self._reject(error, arrival.subject, data)
             return
-        await self._line.put((inspected, message.reply))
+        await self._line.put((inspected, reply))
 
     def identities_changed(self) -> None:
         """Try again what waits for a certificate."""
-        self._retry_parked()
-
-    def _retry_parked(self) -> None:
         if not self._parked:
             return
         waiting = list(self._parked)
         self._parked.clear()
 
         async def retry() -> None:
-            for message in waiting:
-                await self._put(message)
+            for one in waiting:
+                await self._put(one.data, one.arrival, one.reply, until=one.until)
 
         task = asyncio.create_task(retry())
         self._retries.add(task)
         task.add_done_callback(self._retries.discard)
+
+    def _give_up_later(self) -> None:
+        """One timer for all that wait: nothing is tried again before a certificate has come."""
+        if self._giving_up is None:
+            pause_s = max(0.0, min(one.until for one in self._parked) - time.monotonic())
+            self._giving_up = asyncio.get_running_loop().call_later(pause_s, self._give_up)
+
+    def _give_up(self) -> None:
+        self._giving_up = None
+        now = time.monotonic()
+        over = [one for one in self._parked if one.until <= now]
+        self._parked = deque(one for one in self._parked if one.until > now)
+        for one in over:
+            self._reject(one.error, one.arrival.subject, one.data)
+        if self._parked:
+            self._give_up_later()
 
     async def run(self) -> None:
         """Serve the line until cancelled."""
@@ -185,7 +201,9 @@ class Intake:
             log.warning("handler_refused", line=self._name, reason=error.reason, detail=str(error))
             if stored:
                 self._opener.ledger.release(context.leaf)
-        except Exception:  # the line outlives a handler's bug, which is logged with its trace
+        except (Exception, asyncio.CancelledError):  # the line outlives a handler's bug, logged with its trace
+            if is_ending():
+                raise
             self._metrics.count("handler_failures")
             log.exception("handler_failed", line=self._name, type=context.kind.name)
             if stored:

@@ -36,6 +36,7 @@ MAX_WAITING = 4096
 CHANGE_ATTEMPTS = 8
 """How often a change starts anew because somebody else wrote meanwhile."""
 CHANGE_PAUSE_S = 0.05
+KEYS_TIMEOUT_S = 20.0
 IDENTITY_WAIT_S = 2.0
 """How long a write waits for the certificate of who wrote what stands there."""
 
@@ -59,17 +60,20 @@ class Records(Generic[M]):
         self._bucket = bucket
         self._kind = cast("Bucket[Message]", bucket)
         self._seen: dict[str, int] = {}
-        self._waiting: dict[str, bytes] = {}
+        self._waiting: set[str] = set()
 
     async def get(self, key: str) -> M | None:
         """Return the record, or None.
 
         Raises:
-            UntrustedError: what the bucket holds is no record of this key, or ``rolled_back``.
+            UntrustedError: what the bucket holds is no record of this key, or ``rolled_back``, be it to nothing
+                (where records are not forgotten by age).
         """
         seen = self._seen.get(key, 0)
         entry = await self._entry(key)
         if entry is None or not entry.value:
+            if seen and not self._bucket.max_age_s:
+                raise UntrustedError(f"{self._bucket.name}/{key} was deleted", reason="rolled_back")
             return None
         return (await self._open(key, entry.value, seen))[1]
 
@@ -99,22 +103,29 @@ class Records(Generic[M]):
         followed: dict[str, int] = {}
 
         async def learn(key: str, data: bytes) -> None:
-            self._waiting.pop(key, None)
+            self._waiting.discard(key)
             try:
                 # Against what was followed, not against what was seen: an own write may be ahead of the watch.
                 revision, value = await self._open(key, data, followed.get(key, 0))
-                followed[key] = revision
             except TocsinError as error:
                 if error.reason == "unknown_key" and len(self._waiting) < MAX_WAITING:
-                    self._waiting[key] = data
+                    self._waiting.add(key)
                     return
                 self._bus.reject(error, f"{self._bucket.name}/{key}", data)
-            else:
+                return
+            if revision >= followed.get(key, 0):  # else a later one overtook this one while it was opened
+                followed[key] = revision
                 changed(key, value)
 
         async def learn_waiting() -> None:
-            for key, data in list(self._waiting.items()):
-                await learn(key, data)
+            # Read anew: what waited is not kept, or whoever can write garbage would fill the memory.
+            try:
+                for key in list(self._waiting):
+                    if (entry := await self._entry(key)) is not None and entry.value:
+                        await learn(key, entry.value)
+            except TocsinError as error:
+                # The broker is away: once it is back, the watch begins anew.
+                self._bus.metrics.count(f"watch_failures.{self._bucket.name}.{error.reason}")
 
         self._bus.on_identities(learn_waiting)
         watch = BucketWatch(self._bus.connection, self._bucket.name, learn, self._bus.metrics)
@@ -160,7 +171,9 @@ class Records(Generic[M]):
     async def keys(self) -> frozenset[str]:
         """Return the keys that stand in the bucket, whether their records hold or not."""
         try:
-            return frozenset(await (await self._kv()).keys())
+            # The client would wait for ever for entries that a broker which restarts no longer sends.
+            async with asyncio.timeout(KEYS_TIMEOUT_S):
+                return frozenset(await (await self._kv()).keys())
         except nats.js.errors.NoKeysError:
             return frozenset()
         except (TimeoutError, nats.errors.Error) as error:
@@ -229,7 +242,11 @@ class Records(Generic[M]):
     async def _entry(self, key: str) -> KeyValue.Entry | None:
         try:
             return await (await self._kv()).get(key)
-        except (nats.js.errors.KeyNotFoundError, nats.js.errors.KeyDeletedError):
+        except (
+            nats.js.errors.KeyNotFoundError,
+            nats.js.errors.KeyDeletedError,
+            nats.js.errors.InvalidKeyError,  # the broker takes keys that the client refuses to read
+        ):
             return None
         except (TimeoutError, nats.errors.Error) as error:
             raise translate(error, self._bucket.name) from error

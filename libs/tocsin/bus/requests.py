@@ -46,11 +46,13 @@ def error_reply(error: Exception) -> tuple[MessageType[Message], ErrorReply]:
     return kind, ErrorReply(family=InvariantBrokenError.reason, reason="internal", detail="an internal error")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     arrival: Arrival
     answer: asyncio.Future[Message]
     no_responders: asyncio.Event
+    early: Msg | None = None
+    """An answer whose signer's certificate is not known yet: it waits for that, one for each request."""
 
 
 class Replies:
@@ -160,10 +162,20 @@ class Replies:
                 await loop.run_in_executor(self._threads, self._opener.prove, inspected)
             body, _ = self._opener.accept(inspected, now_ns=time.time_ns())
         except TocsinError as error:
+            if error.reason == "unknown_key" and waiting.early is None:
+                waiting.early = message
+                return
             self._reject(error, message.subject, message.data)
             return
         if not waiting.answer.done():
             waiting.answer.set_result(body)
+
+    async def identities_changed(self) -> None:
+        """Try again the answers of those whose certificate was not known."""
+        for waiting in list(self._waiting.values()):
+            if (message := waiting.early) is not None:
+                waiting.early = None
+                await self._receive(message)
 
 
 def _raise_error(answer: Message) -> Message:

@@ -68,7 +68,11 @@ class BatchSigner:
                         done.set_exception(
                             UnavailableError(f"signing failed: {error}", reason="signing_failed")
                         )
-                raise
+                if not isinstance(error, Exception):
+                    raise
+                # The senders are told; those who come next must not wait for a signer that has ended.
+                self._metrics.count("signing_failures")
+                continue
             self._count(proofs)
             for (content, done), proof in zip(batch, proofs, strict=True):
                 if not done.done():

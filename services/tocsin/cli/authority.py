@@ -27,15 +27,33 @@ def create(folder: Path, domain: str) -> Authority:
 
     Raises:
         ConflictError: ``file_exists``: there is an authority already.
+        InvalidInputError: the domain is none.
+        UnavailableError: ``not_writable``: the folder cannot be made.
     """
     if (folder / f"{ROOT}.pem").exists():
         raise ConflictError(f"{folder} holds an authority already", reason="file_exists")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     now = datetime.now(UTC)
     root = Authority.create_root(domain, now=now)
+    make_private_folder(folder)
     root.save(folder, ROOT)
     root.issue_intermediate(FLEET, now=now).save(folder, FLEET)
     return root
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that its owner alone may enter, unless it is there.
+
+    Raises:
+        UnavailableError: ``not_writable``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot make the folder {folder}: {error.strerror}",
+            reason="not_writable",
+            advice="choose another",
+        ) from error
 
 
 def open_or_create(folder: Path, domain: str) -> Authority:

@@ -14,7 +14,7 @@ from tocsin.analysis.labels import compare
 from tocsin.bus import Bus, StoppedError, stop_on_signal, unless_stopped
 from tocsin.cli import report
 from tocsin.cli.exits import Exit
-from tocsin.cli.feed import Fed, check_input, feed
+from tocsin.cli.feed import Fed, feed
 from tocsin.cli.job import Job
 from tocsin.cli.livefire import CANARY, Traffic, drive
 from tocsin.cli.screen import Screen
@@ -69,8 +69,6 @@ async def run_demo(options: DemoOptions, console: Console) -> Exit:
     Raises:
         TocsinError: what failed; everything that was started has been ended by then.
     """
-    if options.source is not None:
-        check_input(options.source)
     state = options.folder / "state"
     interrupted = stop_on_signal()
     stack: Stack | None = None
@@ -97,7 +95,7 @@ async def run_demo(options: DemoOptions, console: Console) -> Exit:
                 run = await unless_stopped(interrupted, _perform(options, stack, bus, screen))
         files = report.write(run, options.folder, stack.root.certificate_pem)
         summarise(console, run, files)
-        return OUTCOMES[run.outcome]
+        return Exit.BAD_INPUT if run.fed is not None and run.fed.unreadable else OUTCOMES[run.outcome]
     except StoppedError as error:
         raise InterruptedRunError("interrupted; everything that was started has been ended") from error
     finally:

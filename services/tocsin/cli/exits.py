@@ -34,7 +34,8 @@ class Exit(IntEnum):
     INCOMPLETE = 4, "`demo`: decided, but a delivery that was due could not be proven or a guardian refused."
     BAD_INPUT = (
         65,
-        "Malformed or out of bounds: an input in no known format, a bad name, fewer than three agents.",
+        "Malformed or out of bounds: an input in no known format or without a line that can be read, a bad name, "
+        "fewer than three agents.",
     )
     NO_INPUT = 66, "The input file does not exist or cannot be read."
     UNAVAILABLE = 69, "The broker or a service did not come up, is gone or does not answer; a port is in use."

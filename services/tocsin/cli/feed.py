@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -40,6 +39,12 @@ class Fed:
     taken: ObservationsTaken | None = None
     labelled: list[tuple[Flow, Label]] = field(default_factory=list)
 
+    @property
+    def unreadable(self) -> bool:
+        """Whether there were lines, and not one of them could be read: that nothing was found says nothing."""
+        seen = self.statistics
+        return seen is not None and seen.bad > 0 and seen.flows == seen.ids_alerts == 0
+
 
 def open_input(name: str) -> BinaryIO:
     """Open a file, or standard input for ``-``; a pipe blocks until somebody writes to it.
@@ -50,7 +55,7 @@ def open_input(name: str) -> BinaryIO:
     try:
         if name == STANDARD_INPUT:
             # Not sys.stdin: a thread that waits in its lock would make the process die badly at its end.
-            return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
+            return open(0, "rb", closefd=False)
         return Path(name).open("rb")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is closed"
@@ -96,10 +101,10 @@ async def feed(bus: Bus, sentinel: str, name: str) -> Fed:
 async def _read_beside(name: str, fed: Fed) -> AsyncIterator[list[Record]]:
     """Read batches in a daemon thread, a few ahead: a pipe that nobody writes to must not keep the process."""
     loop = asyncio.get_running_loop()
-    ready: asyncio.Queue[list[Record] | TocsinError | None] = asyncio.Queue()
+    ready: asyncio.Queue[list[Record] | Exception | None] = asyncio.Queue()
     room = threading.Semaphore(BATCHES_AHEAD)
 
-    def put(item: list[Record] | TocsinError | None) -> None:
+    def put(item: list[Record] | Exception | None) -> None:
         try:
             loop.call_soon_threadsafe(ready.put_nowait, item)
         except RuntimeError:  # the loop is closed: nobody listens any more
@@ -113,16 +118,16 @@ async def _read_beside(name: str, fed: Fed) -> AsyncIterator[list[Record]]:
                     room.acquire()
                     put(batch)
                 fed.statistics = reader.statistics()
-        except TocsinError as error:
-            put(error)
         except OSError as error:
             put(NoInputError(f"cannot read {name}: {error.strerror}"))
+        except Exception as error:  # noqa: BLE001 - raised again where batches are waited for
+            put(error)
         else:
             put(None)
 
     threading.Thread(target=read, name="input", daemon=True).start()
     while (item := await ready.get()) is not None:
-        if isinstance(item, TocsinError):
+        if isinstance(item, Exception):
             raise item
         room.release()
         yield item

@@ -11,6 +11,7 @@ from tocsin.contracts.errors import InvalidInputError, TocsinError
 from tocsin.crypto import BatchVerifier, TrustStore, root_from_path
 
 MAX_BYTES = 2 * 1024 * 1024
+INVALID = "INVALID"
 
 
 def parse(data: bytes) -> bytes:
@@ -72,9 +73,9 @@ def _signature(envelope: Envelope, trust: TrustStore | None) -> str:
     try:
         BatchVerifier().verify(identity.verifier, envelope.leaf, envelope.proof)
     except TocsinError as error:
-        return f"INVALID: {error.reason}"
+        return f"{INVALID}: {error.reason}"
     if not identity.names(envelope.content.sender):
-        return "INVALID: the certificate does not name this sender"
+        return f"{INVALID}: the certificate does not name this sender"
     return "valid"
 
 

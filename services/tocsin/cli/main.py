@@ -25,7 +25,7 @@ from tocsin.bus import Broker, Bus, BusSettings, Credentials, stop_on_signal
 from tocsin.bus.service import VERSION
 from tocsin.cli import authority, doctor, tail
 from tocsin.cli.exits import Exit
-from tocsin.cli.inspect import inspect, parse
+from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.contracts.errors import InvalidInputError, TocsinError, UnavailableError
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.crypto import Authority, TrustStore, select_backend
@@ -50,7 +50,11 @@ DEFAULT_STATE = Path(platformdirs.user_state_dir("tocsin"))
 StateOption = Annotated[Path, typer.Option(help="State folder of `tocsin up`.")]
 AgentsOption = Annotated[int, typer.Option(help="How many agents, of all eight roles.")]
 HostsOption = Annotated[int, typer.Option(help="How many agent hosts (processes) carry them.")]
-PortOption = Annotated[int, typer.Option(help="Port of the embedded broker; -1 takes a free one.")]
+PortOption = Annotated[
+    int, typer.Option(min=-1, max=65535, help="Port of the embedded broker; -1 takes a free one.")
+]
+MAX_FILE_BYTES = 16 * 1024 * 1024
+"""More than any envelope or certificate can have."""
 
 
 @app.command()
@@ -69,7 +73,10 @@ def demo(
 ) -> None:
     """Run the main job: one real attack becomes one decided, delivered, verifiable response."""
     from tocsin.cli.demo import DemoOptions, run_demo  # what it starts is imported when it is needed
+    from tocsin.cli.feed import check_input
 
+    if source is not None:
+        check_input(source)
     folder = _run_folder(runs)
     configure_logging("demo", level="error")
     options = DemoOptions(folder, source, agents, hosts, port, keep_state)
@@ -173,10 +180,15 @@ def envelope_inspect(
     """Show what is in an envelope and, given the sender's chain, whether its signature holds."""
     from tocsin.bus.credentials import decode_chain
 
+    if chain and not root:
+        raise InvalidInputError("--chain proves nothing without --root", reason="no_root")
     trust = TrustStore(_read(root)) if root else None
     if trust and chain:
         trust.add_chain(decode_chain(_read(chain)))
-    _show(json.dumps(inspect(parse(_read(file)), trust), indent=2))
+    shown = inspect(parse(_read(file)), trust)
+    _show(json.dumps(shown, indent=2))
+    if str(shown["signature"]).startswith(INVALID):
+        raise typer.Exit(Exit.UNTRUSTED)
 
 
 @ca_app.command("init")
@@ -206,7 +218,8 @@ def ca_issue(
 
 @app.command("doctor")
 def doctor_command(
-    state: StateOption = DEFAULT_STATE, as_json: Annotated[bool, typer.Option("--json")] = False
+    state: StateOption = DEFAULT_STATE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Say what is here, what is missing, and which versions."""
     findings = doctor.examine(state)
@@ -246,6 +259,12 @@ def _guarded(command: Callable[[], object]) -> int:  # noqa: PLR0911 - one retur
         # `tocsin tail | head`: the reader has had enough. Nothing is left to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
+    except OSError as error:  # a full disk, no file handles left: not ours, and the message says what
+        sys.stderr.write(f"tocsin: {error}\n")
+        if os.environ.get("TOCSIN_TRACEBACK"):
+            traceback.print_exc()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it may be what failed
+        return Exit.FAILED
     except Exception as error:  # noqa: BLE001 - the last line of defence: a defect is said, in one line
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # the command line's own complaints
             error.show()
@@ -299,9 +318,13 @@ def _bus(state: Path) -> Bus:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise _no_input(path, error) from error
+    if len(data) > MAX_FILE_BYTES:
+        raise InvalidInputError(f"{path} has more than {MAX_FILE_BYTES} bytes", reason="too_large")
+    return data
 
 
 def _no_input(path: Path, error: OSError) -> TocsinError:

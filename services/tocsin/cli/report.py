@@ -13,6 +13,7 @@ from tocsin.analysis.labels import Comparison
 from tocsin.cli.feed import Fed
 from tocsin.cli.livefire import Traffic
 from tocsin.cli.story import Case, JobOutcome, Story
+from tocsin.contracts.analysis import Verdict
 from tocsin.contracts.base import Message
 from tocsin.contracts.decisions import EpochInstalled
 from tocsin.contracts.operations import Figures
@@ -40,6 +41,9 @@ VERDICTS = {
     JobOutcome.INCOMPLETE: "The fleet decided, but the response was not carried out in full.",
     JobOutcome.NOT_ASSESSED: "What was found could not be assessed.",
 }
+SUSPICIOUS = "Something suspicious was found, the fleet decided on a response, and its delivery is proven."
+UNREADABLE = "No line of the input could be read: that nothing was found says nothing."
+FINDINGS_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,16 @@ class Run:
     """By decision: the certificate's bytes, and what they prove."""
     timings_s: dict[str, float]
     ended_ns: int
+
+
+def verdict(run: Run) -> str:
+    """Say in a sentence how the run ended, and no more than was found."""
+    assessments = [case.assessment for case in run.story.cases.values() if case.assessment]
+    if run.fed is not None and run.fed.unreadable:
+        return UNREADABLE
+    if run.outcome is JobOutcome.RESPONDED and all(a.verdict is not Verdict.MALICIOUS for a in assessments):
+        return SUSPICIOUS
+    return VERDICTS[run.outcome]
 
 
 def totals(figures: Figures | None) -> dict[str, Any]:
@@ -86,7 +100,7 @@ def as_json(run: Run) -> dict[str, Any]:
     return {
         "report_version": REPORT_VERSION,
         "outcome": run.outcome.value,
-        "verdict": VERDICTS[run.outcome],
+        "verdict": verdict(run),
         "begun": _time(story.begun_ns),
         "ended": _time(run.ended_ns),
         "source": run.source,
@@ -135,7 +149,7 @@ def as_markdown(run: Run) -> str:
     parts = [
         f"# Security report, {_time(story.begun_ns)[:16].replace('T', ' ')} UTC",
         "",
-        f"**{VERDICTS[run.outcome]}**",
+        f"**{verdict(run)}**",
         "",
         *_what_was_looked_at(run),
         *_what_was_found(story),
@@ -174,12 +188,14 @@ def _what_was_found(story: Story) -> list[str]:
         "| host | what | technique | strength | evidence |",
         "|---|---|---|---|---|",
     ]
-    for finding in story.findings[:10]:
+    for finding in story.findings[:FINDINGS_SHOWN]:
         technique = f"{finding.technique.id} {finding.technique.name}"
         evidence = "; ".join(finding.evidence[:2])
         lines.append(
             f"| {finding.subject} | {finding.kind.value} | {technique} | {finding.score:.2f} | {_cell(evidence)} |"
         )
+    if (more := len(story.findings) - FINDINGS_SHOWN) > 0:
+        lines += ["", f"{more} weaker ones that were alerted are in `report.json`."]
     return [*lines, ""]
 
 

@@ -319,8 +319,9 @@ def _claim(state: Path) -> None:
 
     Raises:
         ConflictError: ``state_in_use`` or ``state_version``.
+        UnavailableError: ``not_writable``.
     """
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    authority.make_private_folder(state)
     version = state / "version"
     if version.exists() and version.read_text().strip() != str(STATE_VERSION):
         raise ConflictError(

@@ -42,7 +42,7 @@ def shown_path(path: Path) -> str:
 
 def _lines(run: report.Run, files: list[Path]) -> Iterator[tuple[str, str]]:
     story, total = run.story, report.totals(run.figures)
-    yield "outcome", report.VERDICTS[run.outcome]
+    yield "outcome", report.verdict(run)
     if story.findings:
         best = story.findings[0]
         yield (

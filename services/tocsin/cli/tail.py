@@ -37,18 +37,29 @@ def matching(pattern: str) -> list[Subject]:
 
 
 async def tail(bus: Bus, pattern: str, *, as_json: bool, show: Print, until: asyncio.Event) -> None:
-    """Print messages until ``until`` is set."""
+    """Print messages until ``until`` is set, or nothing more can be printed.
+
+    Raises:
+        OSError: of ``show``: nobody reads any more, or the disk is full.
+    """
+    failures: list[OSError] = []
     wanted = pattern.removeprefix(f"{PREFIX}.").split(".")
     # Read as everybody would: what is addressed to all, to a role or to a service.
     bus.audiences |= {f"role.{role.value}" for role in Role}
 
     async def on_message(body: Message, context: Context) -> None:
         if _overlap(wanted, context.subject.removeprefix(f"{PREFIX}.").split(".")):
-            show(json.dumps(_record(body, context)) if as_json else _line(body, context))
+            try:
+                show(json.dumps(_record(body, context)) if as_json else _line(body, context))
+            except OSError as error:  # raised below: what a handler raises ends one message only
+                failures.append(error)
+                until.set()
 
     for subject in matching(pattern):
         await bus.subscribe(subject, on_message)
     await until.wait()
+    if failures:
+        raise failures[0]
 
 
 def _overlap(pattern: list[str], subject: list[str]) -> bool:

@@ -11,6 +11,7 @@ from tocsin.cli.exits import Exit
 from tocsin.cli.livefire import CANARY
 from tocsin.cli.stack import Stack, StackOptions
 from tocsin.contracts.catalogue import EVENT
+from tocsin.contracts.errors import UnavailableError
 from tocsin.contracts.identifiers import ServiceName
 from tocsin.contracts.observations import SensorReady
 from tocsin.telemetry import Metrics
@@ -33,6 +34,7 @@ async def run_up(options: StackOptions, console: Console) -> Exit:
             except StoppedError:
                 return Exit.OK
             while not stop.is_set():
+                _check_broker(stack)
                 for name in stack.supervisor.restart_ended():
                     console.print(f"{name} had ended and was started again")
                 try:
@@ -46,16 +48,35 @@ async def run_up(options: StackOptions, console: Console) -> Exit:
     return Exit.OK
 
 
+def _check_broker(stack: Stack) -> None:
+    """Fail if the broker has ended: nobody can hear anybody, and its port may be another's by now.
+
+    Raises:
+        UnavailableError: ``broker_ended``.
+    """
+    code = stack.broker.process.poll()
+    if code is not None:
+        raise UnavailableError(
+            f"the broker ended with code {code}; everything else has been ended too",
+            reason="broker_ended",
+            advice=f"see {stack.broker.folder / 'nats.log'}; the same command continues from the state folder",
+        )
+
+
 async def _start(stack: Stack, bus: Bus, console: Console) -> None:
     def progress(what: str, state: str) -> None:
         if state == "ready":
             console.print(f"  {what} ready")
 
     honeypots: list[SensorReady] = []
+    up = False
 
     async def on_sensor(sensor: SensorReady, _: Context) -> None:
-        if sensor.imitates != CANARY:
-            honeypots.append(sensor)
+        if sensor.imitates == CANARY:
+            return
+        honeypots.append(sensor)
+        if up:  # a host was started again, and its honeypots have other ports now
+            console.print(f"  {sensor.agent} opened a honeypot on port {sensor.port}", highlight=False)
 
     sensor_tokens = {"service": "agent", "kind": "sensor"}
     await bus.subscribe(EVENT, on_sensor, at=sensor_tokens)
@@ -82,3 +103,4 @@ async def _start(stack: Stack, bus: Bus, console: Console) -> None:
     console.print(
         "Ctrl-C ends it. Try: tocsin tail 'event.>' --state " + str(stack.options.state), soft_wrap=True
     )
+    up = True

@@ -126,6 +126,11 @@ class Protocol:
         """Decisions that are open."""
         return len(self._open)
 
+    def epoch_of(self, decision: bytes) -> InstalledEpoch | None:
+        """Return the epoch that a decision is open in, or the current one."""
+        opened = self._open.get(decision)
+        return self.epoch if opened is None else opened.epoch
+
     def install(self, epoch: InstalledEpoch) -> bool:
         """Take a new epoch for the proposals to come; return False if it is the current one already.
 

@@ -171,21 +171,20 @@ class ConsensusService(Service[ConsensusSettings]):
         """Open a decision for a proposal; whatever else is for all is not for this service."""
         if not isinstance(body, Proposal):
             return
-        self._learn_key(context)
+        self._learn_key(context, self.protocol.epoch)
         proposal = read(context.data, CONSENSUS_PROPOSAL, audience="all")
         self._do(self.protocol.open(proposal, context.now_ns))
 
     @subscribes(CONSENSUS_BALLOT)
     async def on_ballot(self, ballot: Ballot, context: Context) -> None:
         """Count a ballot."""
-        self._learn_key(context)
+        self._learn_key(context, self.protocol.epoch_of(ballot.decision))
         received = Received(ballot, context.sender, context.key_id, context.data)
         self._do(self.protocol.ballot(received, context.now_ns))
         self.metrics.count("ballots_taken")
 
-    def _learn_key(self, context: Context) -> None:
-        """Remember the public key of who has a seat: a certificate may be renewed while we decide."""
-        epoch = self.protocol.epoch
+    def _learn_key(self, context: Context, epoch: InstalledEpoch | None) -> None:
+        """Remember the public key of who has a seat there: a certificate may be renewed while we decide."""
         seat = None if epoch is None else epoch.seats.get(str(context.sender))
         if seat is None or seat.key_id != context.key_id or context.key_id in self._keys:
             return

@@ -1,12 +1,14 @@
 """Who is enrolled: fleet's signed records, kept at hand and read again every few seconds.
 
 An agent that enrolled since the last reading is not known yet; what the broker holds without fleet's
-signature never is.
+signature never is. Who was known stays known when the record is gone or does not hold any more: else whoever
+can write to the broker could take an agent off the list of those that an emergency is due to.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 
 from tocsin.bus import Bus
@@ -14,6 +16,10 @@ from tocsin.contracts.catalogue import AGENTS
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.fleet import AgentRecord
 from tocsin.contracts.identifiers import Role
+
+READ_AGAIN_S = 2.0
+"""Pause between two readings that emergencies to nobody ask for: they are anybody's to send, and the line of all
+emergencies waits for each."""
 
 
 class Roster:
@@ -24,6 +30,7 @@ class Roster:
         self._records = bus.records(AGENTS)
         self._agents: dict[str, AgentRecord] = {}
         self._reading = asyncio.Lock()
+        self._asked_s = -READ_AGAIN_S
 
     @property
     def agents(self) -> Iterable[AgentRecord]:
@@ -42,11 +49,14 @@ class Roster:
             UnavailableError: the broker is away; what was read before stays.
         """
         async with self._reading:
-            self._agents = await self._records.all()
+            self._agents |= await self._records.all()
         self._metrics.gauge("roster_agents", len(self._agents))
 
     async def refresh_within(self, timeout_s: float) -> None:
-        """Read them anew if that is quick; else go on with what is known."""
+        """Read them anew if that is quick and nobody asked just now; else go on with what is known."""
+        if time.monotonic() - self._asked_s < READ_AGAIN_S:
+            return
+        self._asked_s = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
                 await self.refresh()

@@ -103,3 +103,37 @@ async def test_it_says_how_long_its_handler_has_been_running() -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert box.busy_s() == 0
+
+
+async def test_a_handler_whose_inner_work_was_cancelled_leaves_its_agent_able_to_hear() -> None:
+    box, metrics = inbox()
+    done: list[str] = []
+
+    async def cancelled_within() -> None:
+        inner = asyncio.ensure_future(asyncio.sleep(9))
+        inner.cancel()
+        await inner
+
+    box.put(Job("x", cancelled_within))
+    box.put(Job("x", noting(done, "after")))
+    box.close()
+    await box.run()
+    assert (done, box.failed) == (["after"], 1)
+    assert metrics.counter("agent_failures.x") == 1
+
+
+async def test_an_agent_that_is_told_to_end_ends_within_its_handler() -> None:
+    box, metrics = inbox()
+    begun = asyncio.Event()
+
+    async def slow() -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    box.put(Job("x", slow))
+    task = asyncio.create_task(box.run())
+    await begun.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+    assert metrics.counter("agent_failures.x") == 0
