@@ -14,10 +14,13 @@ from typing import TypeVar
 
 from tocsin.bus import Bus
 from tocsin.contracts.catalogue import RESERVATIONS
-from tocsin.contracts.errors import ConflictError
+from tocsin.contracts.errors import ConflictError, InvalidInputError, UntrustedError
 from tocsin.contracts.quantum import QpuReservations
+from tocsin.telemetry import get_logger
 
 T = TypeVar("T")
+
+log = get_logger(__name__)
 
 ROUNDS = 5
 """How often a change that others overtook again and again is begun anew, after a pause."""
@@ -33,9 +36,18 @@ class ReservationStore:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def read(self, qpu: str) -> QpuReservations:
-        """Return a QPU's book. It waits for changes: a reading that one overtakes would look rolled back."""
+        """Return a QPU's book. It waits for changes: a reading that one overtakes would look rolled back.
+
+        What stands there and does not hold counts as nothing, as it does for a change: reservations are short,
+        and nobody who can write to the broker shall be able to stop all allocation.
+        """
         async with self._locks[qpu]:
-            return await self._records.get(qpu) or QpuReservations(qpu=qpu)
+            try:
+                book = await self._records.get(qpu)
+            except (UntrustedError, InvalidInputError) as error:
+                log.warning("reservations_refused", qpu=qpu, reason=error.reason)
+                book = None
+            return book or QpuReservations(qpu=qpu)
 
     async def change(self, qpu: str, change: Callable[[QpuReservations], tuple[QpuReservations, T]]) -> T:
         """Replace a book by what ``change`` makes of it; return what else it returned the last time.

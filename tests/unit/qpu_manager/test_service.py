@@ -13,7 +13,7 @@ from support import DOMAIN, World
 
 from tocsin.bus import Bus, Context
 from tocsin.contracts.analysis import KernelResult, KernelTask, TaskFailed, WorkDone
-from tocsin.contracts.catalogue import QPU_ALLOCATE, QPU_LIST, QPU_RUN, RESULT
+from tocsin.contracts.catalogue import QPU_ALLOCATE, QPU_LIST, QPU_RUN, RESERVATIONS, RESULT
 from tocsin.contracts.errors import ConflictError, InvalidInputError, UnavailableError
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.contracts.quantum import AllocationRequest, QpuListRequest, QpuRun
@@ -137,3 +137,13 @@ async def test_two_instances_lose_no_promise(world: World) -> None:
             reservation.reservation for book in books for reservation in book.reservations
         }
         assert len({allocation.reservation for allocation in found}) == 24
+
+
+async def test_garbage_in_a_book_stops_no_allocation(world: World) -> None:
+    """Who can write to the broker can cost promises, which are short, but not the service."""
+    cli = await world.service(ServiceName.WORKFLOW)
+    async with serving(world):
+        books = await cli.connection.js.key_value(RESERVATIONS.name)
+        for qpu in ("manila", "montreal", "boston"):
+            await books.put(qpu, b"\xc1 garbage")
+        assert (await cli.request(QPU_ALLOCATE, ASK, timeout_s=20)).qpu == "boston"
