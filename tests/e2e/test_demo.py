@@ -54,8 +54,8 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def assert_nothing_left(folder: Path, *, within_s: float = 10.0) -> None:
-    """Wait until no process of the run is left."""
+def assert_nothing_left(folder: Path, *, within_s: float = 30.0) -> None:
+    """Wait until no process of the run is left: whose broker is gone too may drain to its own deadlines first."""
     deadline = time.monotonic() + within_s
     while (left := processes_of(folder)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -71,7 +71,8 @@ def assert_whole_story(folder: Path, report: dict[str, object]) -> None:
     assert delivery["complete"]
     assert delivery["due"] == delivery["delivered"] == 40
     assert delivery["undelivered"] == []
-    assert totals["envelopes_rejected"] == {}
+    # On a busy machine a request can be sent a second time: docs/adr/0003.
+    assert set(totals["envelopes_rejected"]) <= {"replayed"}
     assert totals["handler_failures"] == 0
     actuations = report["actuations"]
     assert isinstance(actuations, dict)
@@ -146,6 +147,15 @@ def test_bad_lines_are_counted_with_their_numbers_and_skipped(tmp_path: Path) ->
     assert seen["bad"] >= 3
     assert len(seen["first_bad"]) >= 3
     assert report["outcome"] == "responded"
+
+
+def test_an_input_without_a_readable_line_is_no_all_clear(tmp_path: Path) -> None:
+    code, out, err = demo(
+        tmp_path, "--agents", "8", "--hosts", "1", "--input", "-", given=b'{"event_type":"flow"}\n'
+    )
+    assert code == Exit.BAD_INPUT, out + err
+    _, report = report_of(tmp_path)
+    assert "No line of the input could be read" in str(report["verdict"])
 
 
 def test_an_input_that_never_comes_can_be_interrupted(tmp_path: Path) -> None:

@@ -131,6 +131,31 @@ def test_what_ends_is_started_again_and_a_second_start_continues(up: Up) -> None
     assert sorted(names) == sorted(again)
 
 
+def test_a_broker_that_ends_ends_everything_and_is_said(up: Up) -> None:
+    (pid,) = subprocess.run(
+        ["pgrep", "-P", str(up.process.pid), "-f", "nats-server"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    os.kill(int(pid), signal.SIGKILL)
+    assert up.process.wait(30) == 69
+    up.wait_for("the broker ended with code -9")
+    assert subprocess.run(["pgrep", "-f", str(up.state)], capture_output=True, check=False).stdout == b""
+
+
+def test_tail_ends_when_nobody_reads_it_any_more(up: Up) -> None:
+    with subprocess.Popen(
+        [*TOCSIN, "tail", "metrics.*", "--state", str(up.state)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as tail:
+        assert tail.stdout is not None
+        assert tail.stderr is not None
+        tail.stdout.readline()
+        tail.stdout.close()
+        assert tail.wait(10) == 0
+        assert tail.stderr.read() == ""
+
+
 def test_tail_prints_verified_events_as_json(up: Up) -> None:
     with subprocess.Popen(
         [*TOCSIN, "tail", "metrics.*", "--json", "--state", str(up.state)],

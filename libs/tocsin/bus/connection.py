@@ -210,7 +210,10 @@ class Connection:
                     await self.client.drain()
             else:
                 await self.client.close()
-        except (TimeoutError, nats.errors.Error, OSError):
+        except (TimeoutError, nats.errors.Error, OSError, RuntimeError):
+            # RuntimeError: uvloop's, when what is still to be written has a transport that the broker's end closed.
             self._metrics.count("broker_errors.drain")
-            with contextlib.suppress(nats.errors.Error, OSError):  # what is left of it broke meanwhile
+            with contextlib.suppress(
+                nats.errors.Error, OSError, RuntimeError
+            ):  # what is left of it broke meanwhile
                 await self.client.close()

@@ -44,4 +44,8 @@ class Exit(IntEnum):
     EXHAUSTED = 75, "A quota, queue or budget is used up; try again later."
     UNTRUSTED = 76, "A signature, certificate, record or decision does not hold."
     DENIED = 77, "Authenticated, but not allowed."
-    INTERRUPTED = 130, "Ctrl-C, or SIGTERM; everything that was started has been ended."
+    INTERRUPTED = (
+        130,
+        "Ctrl-C, or SIGTERM; everything that was started has been ended. `up` and `tail`, which run until "
+        "then, end with 0.",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ def open_input(name: str) -> BinaryIO:
     try:
         if name == STANDARD_INPUT:
             # Not sys.stdin: a thread that waits in its lock would make the process die badly at its end.
-            return open(0, "rb", closefd=False)
+            return open(sys.stdin.fileno(), "rb", closefd=False)
         return Path(name).open("rb")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is closed"
@@ -74,6 +75,8 @@ def check_input(name: str) -> None:
         NoInputError: it cannot be read.
         InvalidInputError: ``unknown_format``.
     """
+    if name == STANDARD_INPUT and sys.stdin is None:
+        raise NoInputError("standard input is closed")
     if name == STANDARD_INPUT or Path(name).is_fifo():
         return
     with open_input(name) as stream:

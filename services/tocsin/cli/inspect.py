@@ -65,7 +65,7 @@ def _root(envelope: Envelope) -> str:
 
 
 def _signature(envelope: Envelope, trust: TrustStore | None) -> str:
-    identity = trust.identity(envelope.key_id) if trust else None
+    identity = trust.identity(envelope.key_id) if trust is not None else None
     if trust is not None and envelope.key_id == trust.root.key_id:
         identity = trust.root
     if identity is None:

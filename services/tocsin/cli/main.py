@@ -125,7 +125,10 @@ def tail_command(
     async def run() -> Exit:
         configure_logging("tail", level="error")
         async with _bus(state) as bus:
-            await tail.tail(bus, subject, as_json=as_json, show=_show, until=stop_on_signal())
+            try:
+                await tail.tail(bus, subject, as_json=as_json, show=_show, until=stop_on_signal())
+            except BrokenPipeError:  # `tocsin tail | head`: the reader has had enough
+                _discard_output()
         return Exit.OK
 
     raise typer.Exit(_run(run()))
@@ -183,7 +186,7 @@ def envelope_inspect(
     if chain and not root:
         raise InvalidInputError("--chain proves nothing without --root", reason="no_root")
     trust = TrustStore(_read(root)) if root else None
-    if trust and chain:
+    if trust is not None and chain:
         trust.add_chain(decode_chain(_read(chain)))
     shown = inspect(parse(_read(file)), trust)
     _show(json.dumps(shown, indent=2))
@@ -255,15 +258,11 @@ def _guarded(command: Callable[[], object]) -> int:  # noqa: PLR0911 - one retur
         return done.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return Exit.INTERRUPTED
-    except BrokenPipeError:
-        # `tocsin tail | head`: the reader has had enough. Nothing is left to flush to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.OK
     except OSError as error:  # a full disk, no file handles left: not ours, and the message says what
         sys.stderr.write(f"tocsin: {error}\n")
         if os.environ.get("TOCSIN_TRACEBACK"):
             traceback.print_exc()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it may be what failed
+        _discard_output()  # it may be what failed
         return Exit.FAILED
     except Exception as error:  # noqa: BLE001 - the last line of defence: a defect is said, in one line
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # the command line's own complaints
@@ -274,6 +273,11 @@ def _guarded(command: Callable[[], object]) -> int:  # noqa: PLR0911 - one retur
             traceback.print_exc()
         return Exit.BUG
     return code if isinstance(code, int) else Exit.OK
+
+
+def _discard_output() -> None:
+    """Let what is buffered go nowhere: Python writes it at its end, and would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(work: Awaitable[Exit]) -> Exit:

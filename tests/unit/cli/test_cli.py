@@ -36,6 +36,9 @@ def tocsin(*arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[s
         (["envelope", "inspect", "none"], Exit.NO_INPUT, "cannot read none"),
         (["tail", "no.such.subject"], Exit.BAD_INPUT, "matches"),
         (["ca", "issue", "none", "--service", "router", "--out", "o"], Exit.UNAVAILABLE, "ca init"),
+        (["ca", "init", "/dev/null/ca"], Exit.UNAVAILABLE, "cannot make the folder"),
+        (["demo", "--port", "99999"], Exit.USAGE, "--port"),
+        (["decision", "verify", "/dev/zero", "--root", "none"], Exit.BAD_INPUT, "more than"),
         (["no-such-command"], Exit.USAGE, "No such command"),
     ],
 )
@@ -56,6 +59,7 @@ def test_an_unknown_format_is_said_before_anything_starts(content: bytes, tmp_pa
     done = tocsin("demo", "--input", str(tmp_path / "input"), "--runs", str(tmp_path / "runs"))
     assert done.returncode == Exit.BAD_INPUT, done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_ca_init_then_issue_makes_credentials_and_never_overwrites(tmp_path: Path) -> None:
