@@ -108,33 +108,35 @@ class Consumer:
         slots = asyncio.Semaphore(self._concurrency)
         while True:
             await slots.acquire()
-            free = 1
-            while free < self._concurrency and not slots.locked():
-                await slots.acquire()
-                free += 1
-            messages = await self._fetch(subscription, free)
-            for _ in range(free - len(messages)):
+            message = await self._fetch(subscription)
+            if message is None:
                 slots.release()
-            for message in messages:
-                task = asyncio.create_task(self._one(message))
-                self._busy.add(task)
+                continue
+            task = asyncio.create_task(self._one(message))
+            self._busy.add(task)
 
-                def ended(task: asyncio.Task[None]) -> None:
-                    self._busy.discard(task)
-                    slots.release()
+            def ended(task: asyncio.Task[None]) -> None:
+                self._busy.discard(task)
+                slots.release()
 
-                task.add_done_callback(ended)
+            task.add_done_callback(ended)
 
-    async def _fetch(self, subscription: JetStreamContext.PullSubscription, free: int) -> list[Msg]:
+    async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> Msg | None:
+        """Fetch one message; None if none came.
+
+        One at a time on purpose: a fetch of several that finds fewer can leave a request behind on the server,
+        and what that takes is only seen when the next fetch has timed out, up to five seconds later.
+        """
         try:
-            return await subscription.fetch(free, timeout=FETCH_TIMEOUT_S)
-        except (TimeoutError, nats.errors.TimeoutError):
-            return []
+            (message,) = await subscription.fetch(1, timeout=FETCH_TIMEOUT_S)
+        except (nats.errors.TimeoutError, TimeoutError):
+            return None
         except nats.errors.Error as error:
             # The broker is away or restarts; the durable consumer is on its disk.
             self._metrics.count(f"fetch_failures.{type(error).__name__}")
             await asyncio.sleep(RETRY_PAUSE_S)
-            return []
+            return None
+        return message
 
     async def _one(self, message: Msg) -> None:
         with contextlib.suppress(nats.errors.Error):

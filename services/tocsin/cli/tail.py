@@ -55,7 +55,11 @@ async def tail(bus: Bus, pattern: str, *, as_json: bool, show: Print, until: asy
                 failures.append(error)
                 until.set()
 
-    for subject in matching(pattern):
+    subjects = matching(pattern)
+    if any(subject.name.startswith("DELIVER_") for subject in subjects):
+        # A router forwards the very bytes that came to it: shown once, where they are delivered.
+        subjects = [subject for subject in subjects if subject.name != "ROUTE"]
+    for subject in subjects:
         await bus.subscribe(subject, on_message)
     await until.wait()
     if failures:
