@@ -295,10 +295,14 @@ def main() -> None:
 
 
 async def _until_terminated(options: argparse.Namespace) -> tuple[Environment, dict[str, Any]]:
-    """Measure; SIGTERM ends it as Ctrl-C does, with everything that was started."""
+    """Measure; a signal ends it, with everything that was started.
+
+    Set for both: where a shell starts it in the background, SIGINT would be ignored otherwise.
+    """
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - we are in one
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
         return await measure(options)
     except asyncio.CancelledError:
