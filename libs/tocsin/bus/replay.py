@@ -99,10 +99,6 @@ class Ledger:
         if len(self._done) > self._max:
             self._done.popitem(last=False)
 
-    def is_done(self, leaf: bytes) -> bool:
-        """Tell whether the message's effect stands."""
-        return leaf in self._done
-
     def release(self, leaf: bytes) -> None:
         """Give a claimed message back: its handler failed, and it may run again."""
         self._claimed.discard(leaf)
