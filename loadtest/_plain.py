@@ -16,6 +16,8 @@ from _worker import TrafficPlan, work
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from tocsin.bus.accounts import SERVICE_USER
+
 INTO = "load.in"
 OUT = "load.out"
 NUMBER_BYTES = 8
@@ -26,7 +28,7 @@ PENDING_BYTES = 64 * 1024 * 1024
 
 async def connect(url: str, token_file: str) -> Client:
     """Connect as the bus does."""
-    return await nats.connect(url, token=_token(token_file))
+    return await nats.connect(url, user=SERVICE_USER, password=_token(token_file))
 
 
 def _token(token_file: str) -> str:

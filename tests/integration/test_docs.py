@@ -31,7 +31,7 @@ async def test_an_outside_tool_verifies_events_without_our_code(world: World, tm
         sys.executable,
         str(tmp_path / "watch.py"),
         world.broker.url,
-        str(world.broker.token_file),
+        str(world.broker.token_file.with_name("reader-token")),
         str(tmp_path / "ca.pem"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -234,7 +234,7 @@ async def publish_raw(world: World, lines: bytes) -> None:
     """Speak NATS by hand, and wait until the broker has taken it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", world.broker.port)
     token = world.broker.token_file.read_text().strip().encode()
-    writer.write(b'CONNECT {"auth_token":"%s","verbose":false,"headers":true}\r\n' % token)
+    writer.write(b'CONNECT {"user":"tocsin","pass":"%s","verbose":false,"headers":true}\r\n' % token)
     writer.write(lines + b"PING\r\n")
     await writer.drain()
     async with asyncio.timeout(5):

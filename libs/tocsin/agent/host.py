@@ -38,7 +38,8 @@ from tocsin.agent.settings import HostSettings
 from tocsin.bus import Bus, Sent
 from tocsin.bus.consumer import Consumer
 from tocsin.bus.credentials import read
-from tocsin.bus.enrolment import HeldToken, read_tokens
+from tocsin.bus.enrolment import HeldToken, check_root, read_tokens
+from tocsin.bus.folder import claim_folder
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
     ALERT_BACKUP,
@@ -58,7 +59,7 @@ from tocsin.contracts.fleet import Heartbeat
 from tocsin.contracts.identifiers import AgentName, Priority, Role, SpiffeId
 from tocsin.contracts.routing import Discovery
 from tocsin.contracts.subjects import MessageType, Request
-from tocsin.crypto import select_backend
+from tocsin.crypto import TrustStore, select_backend
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.telemetry import Metrics, get_logger
 
@@ -69,6 +70,8 @@ STUCK_S = 30.0
 """An agent whose handler has run for so long is left out of the heartbeat: as silent as it is."""
 STREAM_CONCURRENCY = 8
 GOODBYE_S = 2.0
+STATE_LAYOUT = 1
+"""Of a host's state folder."""
 
 log = get_logger(__name__)
 
@@ -121,7 +124,7 @@ class AgentHost:
     @property
     def ready(self) -> bool:
         """Whether the agents are enrolled and subscribed, and the broker is there."""
-        return self._ready and self._bus.connected
+        return self._ready and self._bus.connected and self._bus.certified
 
     async def _start(self) -> None:
         self._membership = await asyncio.to_thread(self._prepare)
@@ -149,13 +152,16 @@ class AgentHost:
 
     def _prepare(self) -> Membership:
         """Read files: the root, the tokens, keys and certificates of an earlier run."""
+        claim_folder(self.state_dir, layout=STATE_LAYOUT)
         self._root_pem = read(self.settings.credentials_dir / "ca.pem")
         backend = select_backend(self.settings.signature_backend)
         wallet = Wallet(self.state_dir / "identity", self._root_pem, backend)
+        tokens = read_tokens(self.settings.enrol_tokens_file, HeldToken)
+        check_root(tokens, TrustStore(self._root_pem, backend).root_fingerprint)
         groups = key_groups(
             self.settings.host_name,
             self.settings.carried(),
-            read_tokens(self.settings.enrol_tokens_file, HeldToken),
+            tokens,
             per_agent=self.settings.key_scope == "agent",
         )
         return Membership.open(wallet, groups, now_ns=time.time_ns())

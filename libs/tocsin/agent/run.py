@@ -8,6 +8,7 @@ A class given here takes its role's place; the other roles are the ones that com
 
 from __future__ import annotations
 
+import socket
 import sys
 from contextlib import AsyncExitStack
 from importlib import import_module
@@ -16,6 +17,7 @@ from tocsin.agent.agent import Agent
 from tocsin.agent.host import AgentHost
 from tocsin.agent.settings import HostSettings
 from tocsin.bus import StoppedError, read_settings, run_guarded, serve_health, stop_on_signal, unless_stopped
+from tocsin.contracts.errors import InvalidInputError
 from tocsin.contracts.identifiers import Role
 from tocsin.telemetry import Metrics, get_logger
 
@@ -26,15 +28,18 @@ def run_agents(*classes: type[Agent]) -> None:
     """Carry the agents that the settings name, until SIGTERM or SIGINT; exit with the error's code."""
     own = {agent_class.role: agent_class for agent_class in classes}
 
-    def make(role: Role, name: str) -> Agent:
-        if role in own:
-            return own[role](name)
-        # Late, so that a host of one's own agents loads no role of ours and what it needs.
-        made: Agent = import_module("tocsin.agent.roles").make(role, name)
-        return made
-
     async def main() -> None:
         settings = read_settings(HostSettings)
+        listen = {"address": _address(settings.trap_address)}
+
+        def make(role: Role, name: str) -> Agent:
+            if role in own:
+                return own[role](name)
+            # Late, so that a host of one's own agents loads no role of ours and what it needs.
+            roles = import_module("tocsin.agent.roles")
+            made: Agent = roles.make(role, name, **(listen if role in roles.LISTENING else {}))
+            return made
+
         metrics = Metrics()
         stop = stop_on_signal()
         host = AgentHost(settings, make, metrics)
@@ -50,3 +55,17 @@ def run_agents(*classes: type[Agent]) -> None:
                 log.info("host_stopping", host=settings.host_name)
 
     sys.exit(run_guarded(main))
+
+
+def _address(name: str) -> str:
+    """Return the IPv4 address of this machine that a name leads to.
+
+    Raises:
+        InvalidInputError: ``bad_address``.
+    """
+    try:
+        return socket.gethostbyname(name)
+    except OSError as error:
+        raise InvalidInputError(
+            f"TOCSIN_TRAP_ADDRESS {name!r} leads nowhere: {error.strerror}", reason="bad_address"
+        ) from error

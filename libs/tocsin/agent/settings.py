@@ -29,6 +29,10 @@ class HostSettings(BusSettings):
     state_dir: Path = Field(
         Path("state"), description="Folder for keys, certificates, ballots and what roles keep."
     )
+    trap_address: str = Field(
+        "127.0.0.1",
+        description="Where honeypots and canaries listen: an address of this machine, or a name that leads to one.",
+    )
     key_scope: Annotated[str, Field(pattern="^(host|agent)$")] = Field(
         "host", description="host: the ordinary agents share the host's key; agent: each has its own."
     )
@@ -58,9 +62,12 @@ class HostSettings(BusSettings):
 
     def carried(self) -> tuple[AgentSpec, ...]:
         """Return the agents in the order given."""
-        return tuple(
-            AgentSpec(name=name, role=Role(role)) for name, role in map(_split, self.host_agents.split(","))
-        )
+        return carried_agents(self.host_agents)
+
+
+def carried_agents(text: str) -> tuple[AgentSpec, ...]:
+    """Read a checked ``host_agents``."""
+    return tuple(AgentSpec(name=name, role=Role(role)) for name, role in map(_split, text.split(",")))
 
 
 def _split(spec: str) -> tuple[str, str]:

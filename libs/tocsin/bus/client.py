@@ -188,6 +188,12 @@ class Bus:
         """Whether the broker is there now."""
         return self._connection is not None and self._connection.connected
 
+    @property
+    def certified(self) -> bool:
+        """Whether this process has a certificate that is valid now: else nobody believes it."""
+        identity = self.trust.identity(self.credentials.key.signer.key_id)
+        return identity is not None and identity.valid_at(time.time_ns())
+
     def add_key(self, key: LocalKey, ids: tuple[SpiffeId, ...]) -> BatchSigner:
         """Let this process sign as ``ids`` with ``key`` (an agent with a key of its own)."""
         signer = BatchSigner(key.signer, self.metrics)
@@ -506,8 +512,18 @@ class Bus:
 
     async def last(self, subject: Subject, *, at: Tokens = NO_TOKENS) -> tuple[Message, Context] | None:
         """Return the last message of a subject in its stream that holds, or None: see :class:`History`."""
-        history = History(self.connection.js, self.opener, self.audiences, reject=self.reject)
-        return await history.last(subject, subject.pattern(**at))
+        return await self._history().last(subject, subject.pattern(**at))
+
+    async def since(
+        self, subject: Subject, *, start_ns: int, at: Tokens = NO_TOKENS
+    ) -> list[tuple[Message, Context]]:
+        """Return what a subject's stream holds since a moment, the oldest first: see :class:`History`."""
+        return await self._history().since(subject, subject.pattern(**at), start_ns=start_ns)
+
+    def _history(self) -> History:
+        # An opener of its own: what is looked at there was, or will be, taken as a message elsewhere.
+        opener = Opener(self.trust, self.backend, started_ns=self.opener.started_ns)
+        return History(self.connection.js, opener, self.audiences, reject=self.reject)
 
     def _intake(
         self, name: str, handler: Handler, concurrency: int, restrict: Callable[[SpiffeId], bool] | None

@@ -23,6 +23,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
+from tocsin.bus.accounts import INBOX
 from tocsin.bus.credentials import read
 from tocsin.bus.settings import BusSettings
 from tocsin.contracts.errors import ExhaustedError, InvalidInputError, TocsinError, UnavailableError
@@ -122,7 +123,8 @@ class Connection:
         await wait_for_socket(settings.nats_url, timeout_s=settings.connect_timeout_s)
         client = _Client()
         connection = cls(client, metrics, label)
-        token = read(settings.nats_token_file).decode().strip() if settings.nats_token_file else None
+        secret = read(settings.nats_token_file).decode().strip() if settings.nats_token_file else None
+        user = (settings.nats_user or None) if secret else None
 
         refusals: list[Exception] = []
 
@@ -145,7 +147,10 @@ class Connection:
                 await client.connect(
                     settings.nats_url,
                     name=f"{name}/{label}",
-                    token=token,
+                    user=user,
+                    password=secret if user else None,
+                    token=None if user else secret,
+                    inbox_prefix=INBOX,
                     error_cb=on_error,
                     disconnected_cb=on_disconnect,
                     reconnected_cb=on_reconnect,
@@ -164,7 +169,7 @@ class Connection:
                 raise UnavailableError(
                     "the broker refuses the credentials",
                     reason="broker_refuses",
-                    advice="is TOCSIN_NATS_TOKEN_FILE the token of this broker?",
+                    advice="are TOCSIN_NATS_USER and TOCSIN_NATS_TOKEN_FILE an account of this broker?",
                 ) from error
             raise translate(error, "connecting") from error
         return connection

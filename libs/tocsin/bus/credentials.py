@@ -1,21 +1,22 @@
 """A process's own keys and certificates, as files in one folder.
 
 ``ca.pem`` is the root; ``<name>.key`` a private key (mode 0600); ``<name>.chain`` its certificate chain,
-msgpack array of DER, leaf first. ``tocsin up`` and ``tocsin ca issue`` write them, services read them.
+msgpack array of DER, leaf first. ``tocsin init``, ``tocsin up`` and ``tocsin ca issue`` write them, services read them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
 import msgpack
 
 from tocsin.bus.envelope import unpack
-from tocsin.contracts.errors import InvalidInputError, UnavailableError
+from tocsin.contracts.errors import InvalidInputError, UnavailableError, UntrustedError
 from tocsin.contracts.identifiers import SpiffeId
-from tocsin.crypto import LocalKey, SignatureBackend, TrustStore
+from tocsin.crypto import LocalKey, SignatureBackend, TrustStore, select_backend
 
 MAX_CHAIN_BYTES = 1 << 20
 
@@ -62,10 +63,31 @@ class Credentials:
             )
         return cls(spiffe_id, key, chain, root_pem)
 
+    def require_valid(self, *, now_ns: int) -> None:
+        """Check that the certificate is valid now: with another one nobody would believe this process.
+
+        Raises:
+            UntrustedError: ``certificate_expired`` or ``certificate_not_yet_valid``.
+        """
+        identity = TrustStore(self.root_pem).add_chain(self.chain)
+        if identity.valid_at(now_ns):
+            return
+        ended = now_ns > identity.not_after_ns
+        moment = datetime.fromtimestamp((identity.not_after_ns if ended else identity.not_before_ns) / 1e9, UTC)
+        raise UntrustedError(
+            f"the certificate of {self.id} {'ended' if ended else 'begins only'} at {moment:%Y-%m-%d %H:%M:%S} UTC",
+            reason="certificate_expired" if ended else "certificate_not_yet_valid",
+            advice="`tocsin init`, or `tocsin up`, on the installation's folder renews it"
+            if ended
+            else "is the clock right?",
+        )
+
     def save(self, directory: Path, name: str) -> None:
-        """Write the three files."""
+        """Write the three files. A key that is there already is not touched: a copy may hold a lock on it."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.key.save(directory / f"{name}.key")
+        key = directory / f"{name}.key"
+        if not key.exists() or LocalKey.load(key, select_backend()).signer.key_id != self.key.signer.key_id:
+            self.key.save(key)
         (directory / f"{name}.chain").write_bytes(encode_chain(self.chain))
         if not (directory / "ca.pem").exists():
             (directory / "ca.pem").write_bytes(self.root_pem)
@@ -80,7 +102,7 @@ def read(path: Path) -> bytes:
         raise UnavailableError(
             f"cannot read {path.name}: {error.strerror}",
             reason="missing_file",
-            advice="make credentials with `tocsin ca issue`, or start the system with `tocsin up`",
+            advice="`tocsin init` makes an installation's credentials, `tocsin up` starts one of its own",
         ) from error
     if len(data) > MAX_CHAIN_BYTES:
         raise InvalidInputError(f"{path.name} is larger than any certificate chain", reason="bad_key_file")

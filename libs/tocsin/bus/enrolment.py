@@ -3,7 +3,8 @@
 Host and fleet compute the same code. Both read their tokens from a file, a JSON list; the host's names the
 agents that each token is for, fleet's binds them to a host and to their roles as well:
 
-    [{"token_id": "h1-0", "secret_hex": "...", "names_host": true, "agents": ["sentinel-01"]}]
+    [{"token_id": "h1-0", "secret_hex": "...", "names_host": true, "agents": ["sentinel-01"],
+      "root_fingerprint": "..."}]
     [{"token_id": "h1-0", "secret_hex": "...", "names_host": true, "host": "h1",
       "agents": [{"name": "sentinel-01", "role": "sentinel"}]}]
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -19,7 +21,7 @@ import msgpack
 from pydantic import Field, TypeAdapter, ValidationError
 
 from tocsin.contracts.base import Message, Name
-from tocsin.contracts.errors import InvalidInputError, UnavailableError
+from tocsin.contracts.errors import InvalidInputError, UnavailableError, UntrustedError
 from tocsin.contracts.fleet import MAX_AGENTS_PER_HOST, AgentSpec, EnrolRequest
 
 DOMAIN = b"tocsin/enrol/1"
@@ -46,6 +48,8 @@ class HeldToken(EnrolToken):
 
     host: Name | None = None
     agents: Annotated[tuple[Name, ...], Field(max_length=MAX_AGENTS_PER_HOST)]
+    root_fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the root's certificate in DER: under which root this token is good."""
 
 
 class IssuedToken(EnrolToken):
@@ -65,7 +69,7 @@ def read_tokens(path: Path, model: type[T]) -> tuple[T, ...]:
         UnavailableError: ``missing_file``.
         InvalidInputError: ``bad_tokens_file``; the message shows no value of it.
     """
-    advice = "`tocsin up` writes one; docs/reference/settings.md has its form"
+    advice = "`tocsin init` and `tocsin up` write one; docs/reference/settings.md has its form"
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -89,6 +93,21 @@ def read_tokens(path: Path, model: type[T]) -> tuple[T, ...]:
             f"{path.name} has a token_id twice, or too many", reason="bad_tokens_file", advice=advice
         )
     return tokens
+
+
+def check_root(tokens: Sequence[HeldToken], fingerprint: str) -> None:
+    """Check that tokens are good under the root that is trusted here: with another one nobody would answer.
+
+    Raises:
+        UntrustedError: ``wrong_root``.
+    """
+    for token in tokens:
+        if token.root_fingerprint not in {None, fingerprint}:
+            raise UntrustedError(
+                f"ca.pem is not the root that token {token.token_id} is for",
+                reason="wrong_root",
+                advice="take ca.pem and the tokens file from one installation",
+            )
 
 
 def enrol_mac(token: bytes, request: EnrolRequest) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 
 import nats.errors
 import nats.js.errors
@@ -18,12 +19,14 @@ from tocsin.contracts.subjects import Subject
 
 MAX_LOOKED_THROUGH = 10_000
 """Messages of a stream that are read, at most, to find one that holds: three seconds."""
+BATCH = 256
+FETCH_TIMEOUT_S = 5.0
+KEPT_S = 10.0
+"""How long the broker keeps a consumer that nobody reads by any more."""
 
 
 class History:
-    """Looks into streams for one process. Meant for types of class evidence: for the others the replay rules
-    apply to what is read here too.
-    """
+    """Looks into streams for one process, once: reading takes no message from anybody."""
 
     def __init__(
         self, js: JetStreamContext, opener: Opener, audiences: frozenset[str], *, reject: Reject
@@ -52,6 +55,36 @@ class History:
             found = await self._opened(subject, held) or found
             from_seq = (held.seq or from_seq) + 1
         return found
+
+    async def since(self, subject: Subject, pattern: str, *, start_ns: int) -> list[tuple[Message, Context]]:
+        """Return what was stored on ``pattern`` since a moment and holds, the oldest first.
+
+        At most the first ``MAX_LOOKED_THROUGH`` messages.
+
+        Raises:
+            UnavailableError: the broker is away.
+        """
+        config = api.ConsumerConfig(
+            deliver_policy=api.DeliverPolicy.BY_START_TIME,
+            opt_start_time=datetime.fromtimestamp(start_ns / 1e9, UTC),
+            ack_policy=api.AckPolicy.NONE,
+            inactive_threshold=KEPT_S,
+        )
+        try:
+            reading = await self._js.pull_subscribe(pattern, stream=subject.stream, config=config)
+            held = await self._read(reading, (await reading.consumer_info()).num_pending or 0)
+            await reading.unsubscribe()
+        except (TimeoutError, nats.errors.Error) as error:
+            raise translate(error, subject.name) from error
+        opened = [await self._opened(subject, message) for message in held]
+        return [found for found in opened if found is not None]
+
+    async def _read(self, reading: JetStreamContext.PullSubscription, pending: int) -> list[api.RawStreamMsg]:
+        held: list[api.RawStreamMsg] = []
+        while len(held) < min(pending, MAX_LOOKED_THROUGH):
+            batch = await reading.fetch(min(BATCH, pending - len(held)), timeout=FETCH_TIMEOUT_S)
+            held += [api.RawStreamMsg(subject=message.subject, data=message.data) for message in batch]
+        return held
 
     async def _in_stream(
         self, subject: Subject, pattern: str, *, from_seq: int | None = None

@@ -21,11 +21,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import nats.errors
@@ -38,7 +41,8 @@ from pydantic import ValidationError
 
 from tocsin.bus.client import NO_TOKENS, Bus, Tokens
 from tocsin.bus.connection import translate
-from tocsin.bus.credentials import Credentials
+from tocsin.bus.credentials import Credentials, read
+from tocsin.bus.instances import ANY, take_instance
 from tocsin.bus.opener import Context
 from tocsin.bus.settings import BusSettings
 from tocsin.contracts.base import Message
@@ -138,7 +142,7 @@ class Service(Generic[S]):
     @property
     def ready(self) -> bool:
         """Whether work may be sent here."""
-        return self._ready and self.bus.connected
+        return self._ready and self.bus.connected and self.bus.certified
 
     async def start(self) -> None:
         """Subscribe everything that is marked, and register as a micro service."""
@@ -222,11 +226,18 @@ class Service(Generic[S]):
 def read_settings(settings_class: type[S]) -> S:
     """Read settings from the environment; with ``--print-config`` print them and leave.
 
+    What the environment does not say is taken from the file that ``TOCSIN_SETTINGS_FILE`` names, lines of
+    ``TOCSIN_NAME=value``.
+
     Raises:
         InvalidInputError: naming each variable that is wrong.
+        UnavailableError: ``missing_file``: the file cannot be read.
     """
+    file = os.environ.get("TOCSIN_SETTINGS_FILE")
+    if file is not None:
+        read(Path(file))
     try:
-        settings = settings_class()
+        settings = settings_class(_env_file=file)
     except ValidationError as error:
         prefix = settings_class.model_config.get("env_prefix", "")
         wrong = [
@@ -265,12 +276,16 @@ async def _await(work: Awaitable[None]) -> None:
 
 
 async def _serve_until_signal(service_class: type[Service[S]], settings: S) -> None:
+    if settings.instance == ANY:
+        instance = take_instance(settings.credentials_dir, service_class.name)
+        settings = settings.model_copy(update={"instance": instance})
     name = f"{service_class.name.value}-{settings.instance}"
     metrics = Metrics()
     backend = select_backend(settings.signature_backend)
     credentials = Credentials.load(settings.credentials_dir, None, name, backend)
     if credentials.id.service_name is not service_class.name:
         raise InvalidInputError(f"the credentials are for {credentials.id}", reason="wrong_credentials")
+    credentials.require_valid(now_ns=time.time_ns())
     stop = stop_on_signal()
     holder: list[Service[S]] = []
     with serve_health(name, settings, metrics, ready=lambda: bool(holder) and holder[0].ready):

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tocsin.bus.accounts import SERVICE_USER
 from tocsin.contracts.identifiers import NAME_PATTERN
 
 
@@ -17,12 +18,20 @@ class BusSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TOCSIN_", frozen=True, extra="forbid")
 
     nats_url: str = Field("nats://127.0.0.1:4222", description="Where the broker listens.")
-    nats_token_file: Path | None = Field(None, description="File with the broker's token, mode 0600.")
+    nats_user: str = Field(
+        SERVICE_USER,
+        description="Account on the broker; empty for a broker that knows a token only.",
+    )
+    nats_token_file: Path | None = Field(
+        None, description="File with the account's password, or with the token."
+    )
     credentials_dir: Path = Field(
         Path("credentials"), description="Folder with ca.pem, this process's key and its certificate chain."
     )
-    instance: Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")] = Field(
-        "0", description="Name of this instance of the service; unique among its copies."
+    instance: Annotated[str, Field(pattern=rf"^({NAME_PATTERN}|\*)$")] = Field(
+        "0",
+        description="Name of this instance of the service; unique among its copies. * takes the identity in "
+        "credentials_dir that no other copy on this machine has.",
     )
     signature_backend: Annotated[str, Field(pattern="^(auto|openssl|liboqs)$")] = Field(
         "auto", description="auto, openssl or liboqs."

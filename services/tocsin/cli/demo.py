@@ -1,4 +1,7 @@
-"""``tocsin demo``: start everything, let one real attack run its course, write it down, end everything."""
+"""``tocsin demo``: one real attack runs its course and is written down; what was started for it is ended.
+
+It starts a system of its own, or runs against one that is there (``--remote``).
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,15 @@ from tocsin.cli import report
 from tocsin.cli.exits import Exit
 from tocsin.cli.feed import Fed, feed
 from tocsin.cli.job import Job
-from tocsin.cli.livefire import CANARY, Traffic, drive
+from tocsin.cli.livefire import CANARY, Traffic, drive, standing_sensors
 from tocsin.cli.screen import Screen
 from tocsin.cli.stack import Stack, StackOptions
 from tocsin.cli.story import JobOutcome, Story
 from tocsin.cli.summary import response_of, shown_path, summarise
+from tocsin.cli.system import Remote, System
 from tocsin.contracts.catalogue import MONITOR_FIGURES
 from tocsin.contracts.errors import TocsinError, UnavailableError
-from tocsin.contracts.identifiers import Role, ServiceName
+from tocsin.contracts.identifiers import Role
 from tocsin.contracts.operations import Figures, FiguresRequest
 from tocsin.evidence.verification import VerifiedDecision, verify
 from tocsin.telemetry import Metrics
@@ -57,10 +61,32 @@ class DemoOptions:
     """``runs/<time>``: the report, the logs and, while it runs, the state."""
     source: str | None
     """Input file, ``-``, or None for live fire."""
-    agents: int
-    hosts: int
-    port: int
-    keep_state: bool
+    remote: Remote | None = None
+    """Runs already; else a system of these sizes is started."""
+    agents: int = 40
+    hosts: int = 4
+    port: int = -1
+    keep_state: bool = False
+
+    async def system(self) -> System:
+        """Return the system to demonstrate, its broker running.
+
+        Raises:
+            TocsinError: as :meth:`Stack.prepare`.
+        """
+        if self.remote is not None:
+            return self.remote
+        return await Stack.prepare(
+            StackOptions(
+                self.folder / "state",
+                self.folder / "logs",
+                domain="demo.tocsin",
+                agents=self.agents,
+                hosts=self.hosts,
+                port=self.port,
+                log_level="warning",
+            )
+        )
 
 
 async def run_demo(options: DemoOptions, console: Console) -> Exit:
@@ -69,71 +95,60 @@ async def run_demo(options: DemoOptions, console: Console) -> Exit:
     Raises:
         TocsinError: what failed; everything that was started has been ended by then.
     """
-    state = options.folder / "state"
     interrupted = stop_on_signal()
-    stack: Stack | None = None
-    title = f"Tocsin: {options.source or 'live fire on loopback'}, {options.agents} agents"
+    system: System | None = None
+    where = "live fire on loopback" if options.remote is None else f"live fire at {options.remote.nats_url}"
+    agents = options.agents if options.remote is None else len(options.remote.agents)
+    title = f"Tocsin: {options.source or where}, {agents} agents"
     try:
         with Screen(console, title=title) as screen:
             screen.begin("start", "the broker")
-            stack = await unless_stopped(
-                interrupted,
-                Stack.prepare(
-                    StackOptions(
-                        state,
-                        options.folder / "logs",
-                        domain="demo.tocsin",
-                        agents=options.agents,
-                        hosts=options.hosts,
-                        port=options.port,
-                        log_level="warning",
-                    )
-                ),
-            )
-            settings, credentials = stack.bus_settings(ServiceName.CLI), stack.cli_credentials()
-            async with Bus(settings, credentials, Metrics()) as bus:
-                run = await unless_stopped(interrupted, _perform(options, stack, bus, screen))
-        files = report.write(run, options.folder, stack.root.certificate_pem)
+            system = await unless_stopped(interrupted, options.system())
+            bus = Bus(system.bus_settings(), system.installation.cli_credentials(), Metrics())
+            await unless_stopped(interrupted, bus.__aenter__())
+            try:
+                run = await unless_stopped(interrupted, _perform(options, system, bus, screen))
+            finally:
+                await bus.__aexit__(None, None, None)
+        files = report.write(run, options.folder, system.installation.root_pem)
         summarise(console, run, files)
         return Exit.BAD_INPUT if run.fed is not None and run.fed.unreadable else OUTCOMES[run.outcome]
     except StoppedError as error:
         raise InterruptedRunError("interrupted; everything that was started has been ended") from error
     finally:
-        if stack is not None:
-            await stack.stop()
+        if system is not None:
+            await system.stop()
         if not options.keep_state:
-            shutil.rmtree(state, ignore_errors=True)
+            shutil.rmtree(options.folder / "state", ignore_errors=True)
 
 
-async def _perform(options: DemoOptions, stack: Stack, bus: Bus, screen: Screen) -> report.Run:
+async def _perform(options: DemoOptions, system: System, bus: Bus, screen: Screen) -> report.Run:
     """Start the services and agents, make the attack happen, follow the story, gather what is known."""
-    guardians = sum(agent.role is Role.GUARDIAN for agent in stack.agents)
+    guardians = sum(agent.role is Role.GUARDIAN for agent in system.agents)
     job = Job(bus, guardians=guardians, tell=screen.tell)
     await job.watch()
-    stack.start_services()
-    stack.start_hosts()
+    system.start()
     begun = time.monotonic()
-    await stack.wait_services(bus, screen.process)
-    roster = await stack.wait_agents(bus, screen.process)
-    epoch = await stack.install_epoch(bus, roster)
-    stack.timings_s["ready"] = time.monotonic() - begun
+    await system.wait_services(bus, screen.process)
+    roster = await system.wait_agents(bus, screen.process)
+    epoch = await system.install_epoch(bus, roster)
+    system.timings_s["ready"] = time.monotonic() - begun
     weak = "" if epoch.byzantine_tolerant else f" (not Byzantine-tolerant: {epoch.why_not})"
-    processes = len(stack.supervisor.children) + 1
     job.note(
         "start",
-        f"{processes} processes, {epoch.participants} agents, quorum {epoch.quorum}{weak}",
+        f"{system.what}, {epoch.participants} agents, quorum {epoch.quorum}{weak}",
         headline=True,
     )
     screen.done("start")
     figures = bus.spawn(_show_figures(bus, screen), "figures")
-    fed, traffic = await _attack(options, stack, bus, job, screen)
+    fed, traffic = await _attack(options, system, bus, job, screen)
     expected = traffic is not None or bool(fed and fed.taken and fed.taken.findings)
     outcome = await job.follow(expected=expected)
     for case in job.story.cases.values():
         if case.actuations:
             job.note("response", response_of(case), headline=True)
     screen.begin("report", "gathering the last figures")
-    certificates = await _certificates(bus, job.story, stack)
+    certificates = await _certificates(bus, job.story, system.installation.root_pem)
     await asyncio.sleep(LAST_FIGURES_S)
     figures.cancel()
     run = report.Run(
@@ -146,7 +161,7 @@ async def _perform(options: DemoOptions, stack: Stack, bus: Bus, screen: Screen)
         figures=await _figures(bus),
         epoch=epoch,
         certificates=certificates,
-        timings_s=stack.timings_s,
+        timings_s=system.timings_s,
         ended_ns=time.time_ns(),
     )
     screen.done("report", shown_path(options.folder))
@@ -154,11 +169,11 @@ async def _perform(options: DemoOptions, stack: Stack, bus: Bus, screen: Screen)
 
 
 async def _attack(
-    options: DemoOptions, stack: Stack, bus: Bus, job: Job, screen: Screen
+    options: DemoOptions, system: System, bus: Bus, job: Job, screen: Screen
 ) -> tuple[Fed | None, Traffic | None]:
     """Feed the input, or make traffic."""
     if options.source is None:
-        await _sensors(stack, job)
+        await _sensors(system, bus, job)
         targets = [sensor for sensor in job.story.sensors if sensor.imitates != CANARY]
         screen.begin("input", f"traffic against {len(targets)} honeypots")
         job.attack_begins()
@@ -169,7 +184,7 @@ async def _attack(
             f"{traffic.brute_force} log-in attempts",
         )
         return None, traffic
-    sentinel = next(agent.name for agent in stack.agents if agent.role is Role.SENTINEL)
+    sentinel = next(agent.name for agent in system.agents if agent.role is Role.SENTINEL)
     screen.begin("input", f"reading {options.source}")
     job.attack_begins()
     fed = await feed(bus, sentinel, options.source)
@@ -182,27 +197,30 @@ async def _attack(
     return fed, None
 
 
-async def _sensors(stack: Stack, job: Job) -> None:
-    """Wait until every deception agent has announced a honeypot.
+async def _sensors(system: System, bus: Bus, job: Job) -> None:
+    """Wait until every deception agent has announced a honeypot, now or before this command came.
 
     Raises:
         UnavailableError: ``no_honeypots``.
     """
-    expected = {agent.name for agent in stack.agents if agent.role is Role.DECEPTION}
+    expected = {agent.name for agent in system.agents if agent.role is Role.DECEPTION}
     deadline = time.monotonic() + SENSORS_TIMEOUT_S
-    while not expected <= {sensor.agent for sensor in job.story.sensors}:
+    while True:
+        job.story.sensors[:] = await standing_sensors(bus)
+        if expected <= {sensor.agent for sensor in job.story.sensors}:
+            return
         if time.monotonic() > deadline:
             raise UnavailableError("the deception agents opened no honeypots", reason="no_honeypots")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.25)
 
 
-async def _certificates(bus: Bus, story: Story, stack: Stack) -> dict[bytes, tuple[bytes, VerifiedDecision]]:
+async def _certificates(bus: Bus, story: Story, root_pem: bytes) -> dict[bytes, tuple[bytes, VerifiedDecision]]:
     """Fetch each decision's certificate and verify it as anyone would: with the root alone."""
     held = {}
     for case in story.cases.values():
         if case.decision is not None and case.decision.object_name is not None:
             data = await bus.get_certificate(case.decision.object_name)
-            verified = await asyncio.to_thread(verify, data, stack.root.certificate_pem)
+            verified = await asyncio.to_thread(verify, data, root_pem)
             held[case.decision.decision] = (data, verified)
     return held
 

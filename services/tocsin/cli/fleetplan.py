@@ -109,7 +109,7 @@ def as_issued(tokens: Sequence[IssuedToken]) -> str:
     return json.dumps([token.model_dump(mode="json") for token in tokens])
 
 
-def as_held(tokens: Sequence[IssuedToken]) -> str:
+def as_held(tokens: Sequence[IssuedToken], root_fingerprint: str) -> str:
     """Return the tokens file that the host itself reads."""
     return json.dumps(
         [
@@ -119,6 +119,7 @@ def as_held(tokens: Sequence[IssuedToken]) -> str:
                 names_host=token.names_host,
                 host=token.host,
                 agents=tuple(agent.name for agent in token.agents),
+                root_fingerprint=root_fingerprint,
             ).model_dump(mode="json")
             for token in tokens
         ]

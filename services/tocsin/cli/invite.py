@@ -1,15 +1,14 @@
-"""``tocsin agent invite``: what a host of one's own needs to join a running ``tocsin up``."""
+"""``tocsin agent invite``: what a host of one's own needs to join an installation."""
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
-from tocsin.bus import Broker
 from tocsin.bus.credentials import read
 from tocsin.bus.enrolment import IssuedToken, read_tokens
 from tocsin.cli.fleetplan import PlannedAgent, as_held, as_issued, enrolment_tokens
+from tocsin.cli.installation import Installation, host_env, replace_file
 from tocsin.contracts.errors import ConflictError, InvalidInputError
 from tocsin.contracts.identifiers import Role, SpiffeId
 
@@ -35,12 +34,13 @@ def parse_agents(specs: list[str], host: str) -> list[PlannedAgent]:
     return agents
 
 
-def invite(state: Path, host: str, agents: list[PlannedAgent], out: Path) -> Path:
+def invite(installation: Installation, nats_url: str, host: str, agents: list[PlannedAgent], out: Path) -> Path:
     """Make one-time tokens, tell fleet of them, and write a folder for the new host.
 
     Args:
-        state: the state folder of a running `tocsin up`.
-        host: name of the new host, not one of the stack's own.
+        installation: of a running `tocsin up`, or of a stack in containers.
+        nats_url: where the new host reaches the broker.
+        host: name of the new host, not one of the installation's own.
         agents: the agents that it will carry.
         out: folder to make: tokens, the root certificate, the broker's token, and ``env`` with the settings.
 
@@ -49,37 +49,25 @@ def invite(state: Path, host: str, agents: list[PlannedAgent], out: Path) -> Pat
 
     Raises:
         ConflictError: ``file_exists``: ``out`` is there already.
-        UnavailableError: ``broker_down``: nothing runs with ``state``.
     """
-    url = Broker.address(state / "broker")
     if out.exists():
         raise ConflictError(f"{out} exists already", reason="file_exists", advice="choose another --out")
     tokens = enrolment_tokens(agents, host, secrets.token_bytes(32))
-    issued = state / "fleet" / "tokens.json"
-    _replace_private(issued, as_issued([*read_tokens(issued, IssuedToken), *tokens]))
+    issued = installation.tokens_file
+    replace_file(issued, as_issued([*read_tokens(issued, IssuedToken), *tokens]))
     credentials = out / "credentials"
     credentials.mkdir(parents=True, mode=0o700)
-    (credentials / "ca.pem").write_bytes(read(state / "ca" / "root.pem"))
-    _replace_private(out / "broker-token", read(state / "broker" / "token").decode())
-    _replace_private(out / "tokens.json", as_held(tokens))
+    (credentials / "ca.pem").write_bytes(installation.root_pem)
+    replace_file(out / "broker-token", read(installation.broker_token).decode())
+    replace_file(out / "tokens.json", as_held(tokens, installation.fingerprint))
     settings = {
-        "nats_url": url,
+        "nats_url": nats_url,
         "nats_token_file": out / "broker-token",
         "credentials_dir": credentials,
         "state_dir": out / "state",
-        "host_name": host,
-        "host_agents": ",".join(f"{agent.name}:{agent.role.value}" for agent in agents),
         "enrol_tokens_file": out / "tokens.json",
         "log_level": "warning",
     }
     env = out / "env"
-    env.write_text("".join(f"TOCSIN_{key.upper()}={value}\n" for key, value in settings.items()))
+    env.write_text(host_env(host, agents, settings))
     return env
-
-
-def _replace_private(path: Path, text: str) -> None:
-    """Write a file of mode 0600 in one step: a reader sees the old one or the new one."""
-    fresh = path.with_suffix(".new")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    fresh.replace(path)

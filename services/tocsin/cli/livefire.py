@@ -1,8 +1,8 @@
 """The traffic of the live-fire demo: ordinary clients first, then a port scan and a brute-force attempt.
 
-Real TCP connections on loopback, against honeypots that announced themselves, bounded in number and time.
-Each actor has a loopback address of its own where the system lets it bind one (Linux: all of 127.0.0.0/8).
-Canaries are never touched.
+Real TCP connections on this machine, against honeypots that announced themselves, bounded in number and time.
+On loopback each actor has an address of its own where the system lets it bind one (Linux: all of 127.0.0.0/8);
+against honeypots in containers all have the address that this machine has there. Canaries are never touched.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
+from tocsin.bus import Bus
+from tocsin.contracts.catalogue import EVENT, EVENT_SENSOR
 from tocsin.contracts.observations import SensorReady
 
 CLIENTS = tuple(f"127.0.0.{last}" for last in range(11, 17))
@@ -23,6 +27,8 @@ ORDINARY_CONNECTIONS = 3
 """Of each client."""
 LOGIN_ATTEMPTS = 40
 CANARY = "canary"
+ANNOUNCED_WITHIN_NS = 5_000_000_000
+"""From an agent's first announcement to its last; it takes milliseconds, and a process longer to start again."""
 LOGINS = ("ssh", "ftp", "telnet")
 
 
@@ -55,6 +61,27 @@ async def drive(sensors: Sequence[SensorReady], *, seed: int = 7) -> Traffic:
     return Traffic(ordinary, sum(scanned), tried, refused)
 
 
+async def standing_sensors(bus: Bus) -> list[SensorReady]:
+    """Return the honeypots and canaries that stand now, by what their agents have announced.
+
+    An agent announces all of its own whenever it starts, within moments; what an earlier start of it announced
+    is gone. One that has run for longer than the announcements are kept is not found.
+    """
+    kept_ms = EVENT_SENSOR.ttl_ms
+    at = {"service": "agent", "kind": "sensor"}
+    told = await bus.since(EVENT, start_ns=time.time_ns() - kept_ms * 1_000_000, at=at)
+    newest: dict[str, int] = {}
+    for _, context in told:
+        name = context.sender.name
+        newest[name] = max(newest.get(name, 0), context.content.issued_at)
+    return [
+        body
+        for body, context in told
+        if isinstance(body, SensorReady)
+        and newest[context.sender.name] - context.content.issued_at <= ANNOUNCED_WITHIN_NS
+    ]
+
+
 async def _probe(source: str, sensor: SensorReady) -> bool:
     """Connect and leave at once, as a scanner does."""
     try:
@@ -84,6 +111,8 @@ async def _visit(source: str, sensor: SensorReady, says: bytes) -> bool:
 
 async def _connect(source: str, sensor: SensorReady) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        if not ip_address(sensor.address).is_loopback:
+            return await asyncio.open_connection(sensor.address, sensor.port)
         try:
             return await asyncio.open_connection(sensor.address, sensor.port, local_addr=(source, 0))
         except OSError as error:

@@ -21,14 +21,15 @@ import typer
 import uvloop
 from rich.console import Console
 
-from tocsin.bus import Broker, Bus, BusSettings, Credentials, stop_on_signal
+from tocsin.bus import Broker, Bus, stop_on_signal
 from tocsin.bus.service import VERSION
 from tocsin.cli import authority, doctor, tail
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
+from tocsin.cli.installation import Installation
 from tocsin.contracts.errors import InvalidInputError, TocsinError, UnavailableError
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
-from tocsin.crypto import Authority, TrustStore, select_backend
+from tocsin.crypto import Authority, TrustStore
 from tocsin.telemetry import Metrics, configure_logging
 
 app = typer.Typer(
@@ -47,7 +48,15 @@ agent_app = typer.Typer(help="Agents of one's own.", no_args_is_help=True)
 app.add_typer(agent_app, name="agent")
 
 DEFAULT_STATE = Path(platformdirs.user_state_dir("tocsin"))
-StateOption = Annotated[Path, typer.Option(help="State folder of `tocsin up`.")]
+DEFAULT_STACK = Path("deploy/stack")
+StateOption = Annotated[Path, typer.Option(help="State folder of `tocsin up`, or the one of `tocsin init`.")]
+StackOption = Annotated[
+    Path, typer.Option(envvar="TOCSIN_DIR", help="Folder that `tocsin init` made, of the stack to reach.")
+]
+RemoteOption = Annotated[
+    str | None,
+    typer.Option("--remote", metavar="URL", help="Broker of a stack that runs, e.g. nats://127.0.0.1:4222."),
+]
 AgentsOption = Annotated[int, typer.Option(help="How many agents, of all eight roles.")]
 HostsOption = Annotated[int, typer.Option(help="How many agent hosts (processes) carry them.")]
 PortOption = Annotated[
@@ -70,16 +79,24 @@ def demo(
     runs: Annotated[Path, typer.Option(help="Where the folder of this run is made.")] = Path("runs"),
     port: PortOption = -1,
     keep_state: Annotated[bool, typer.Option(help="Keep the keys and the broker's files of the run.")] = False,
+    remote: RemoteOption = None,
+    state: StackOption = DEFAULT_STACK,
 ) -> None:
-    """Run the main job: one real attack becomes one decided, delivered, verifiable response."""
+    """Run the main job: one real attack becomes one decided, delivered, verifiable response.
+
+    It starts a system of its own; with --remote it uses the one that runs there, and --agents, --hosts, --port and
+    --keep-state mean nothing.
+    """
     from tocsin.cli.demo import DemoOptions, run_demo  # what it starts is imported when it is needed
     from tocsin.cli.feed import check_input
+    from tocsin.cli.system import Remote
 
+    there = Remote.at(remote, state.absolute()) if remote else None
     if source is not None:
         check_input(source)
     folder = _run_folder(runs)
     configure_logging("demo", level="error")
-    options = DemoOptions(folder, source, agents, hosts, port, keep_state)
+    options = DemoOptions(folder, source, there, agents, hosts, port, keep_state)
     raise typer.Exit(_run(run_demo(options, Console())))
 
 
@@ -113,18 +130,55 @@ def up(
     raise typer.Exit(_run(run_up(options, Console())))
 
 
+@app.command()
+def init(
+    folder: Annotated[
+        Path, typer.Argument(help="Where the installation's folder is, or is made.")
+    ] = DEFAULT_STACK,
+    domain: Annotated[str, typer.Option(help="Trust domain of the installation.")] = "tocsin.local",
+    agents: AgentsOption = 40,
+    hosts: Annotated[int, typer.Option(help="How many agent hosts; compose.yaml has two.")] = 2,
+    copies: Annotated[int, typer.Option(min=1, max=64, help="Identities of each service that scales.")] = 8,
+) -> None:
+    """Make what a stack in containers mounts: authority, certificates, accounts, tokens. Again: renew certificates."""
+    from tocsin.cli.containers import initialise
+
+    installation = initialise(folder.absolute(), domain, agents=agents, hosts=hosts, copies=copies)
+    _show(f"{folder}  {installation.domain}  root {installation.fingerprint}")
+    _show(f"start it:     TOCSIN_DIR={folder.absolute()} docker compose -f deploy/compose.yaml up --build")
+    _show(f"keep safe:    {folder / 'ca' / 'root.key'} certifies services and signs who decides")
+
+
+@app.command()
+def epoch(remote: RemoteOption = None, state: StackOption = DEFAULT_STACK) -> None:
+    """Have the root sign which agents decide, once all are there; `tocsin demo` does this too. Needs the root's key."""
+    from tocsin.cli.system import Remote
+
+    async def run() -> Exit:
+        configure_logging("epoch", level="error")
+        system = Remote.at(_address(Installation.find(state), remote), state.absolute())
+        async with _bus(state, remote) as bus:
+            roster = await system.wait_agents(bus, lambda *_: None)
+            installed = await system.install_epoch(bus, roster)
+        _show(f"installed: {installed.participants} agents decide, quorum {installed.quorum}")
+        return Exit.OK
+
+    raise typer.Exit(_run(run()))
+
+
 @app.command("tail")
 def tail_command(
     subject: Annotated[str, typer.Argument(help="Subject or pattern, e.g. 'event.>' or 'deliver.all'.")] = ">",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a message.")] = False,
     state: StateOption = DEFAULT_STATE,
+    remote: RemoteOption = None,
 ) -> None:
     """Print verified messages as they travel, until Ctrl-C."""
     tail.matching(subject)
 
     async def run() -> Exit:
         configure_logging("tail", level="error")
-        async with _bus(state) as bus:
+        async with _bus(state, remote) as bus:
             try:
                 await tail.tail(bus, subject, as_json=as_json, show=_show, until=stop_on_signal())
             except BrokenPipeError:  # `tocsin tail | head`: the reader has had enough
@@ -140,11 +194,14 @@ def agent_invite(
     agents: Annotated[list[str], typer.Argument(help="Its agents, name:role each.")],
     out: Annotated[Path, typer.Option(help="Folder to make, with all that the host needs.")],
     state: StateOption = DEFAULT_STATE,
+    remote: RemoteOption = None,
 ) -> None:
-    """Let a host of your own join a running `tocsin up`: one-time tokens, and its settings."""
+    """Let a host of your own join an installation: one-time tokens, and its settings."""
     from tocsin.cli.invite import invite, parse_agents
 
-    env = invite(state.absolute(), host, parse_agents(agents, host), out.absolute())
+    installation = Installation.find(state.absolute())
+    url = _address(installation, remote)
+    env = invite(installation, url, host, parse_agents(agents, host), out.absolute())
     _show(f"{env}")
 
 
@@ -307,17 +364,16 @@ def _run_folder(runs: Path) -> Path:
     return _run_folder(runs)
 
 
-def _bus(state: Path) -> Bus:
-    """Open the bus of a running `tocsin up` with its cli credentials."""
-    broker = Broker.address(state / "broker")
-    folder = state / "credentials" / ServiceName.CLI.value
-    settings = BusSettings(
-        nats_url=broker, nats_token_file=state / "broker" / "token", credentials_dir=folder, connect_timeout_s=5
-    )
-    backend = select_backend(settings.signature_backend)
-    root_domain = Credentials.load(folder, None, "cli-0", backend).id.domain
-    spiffe_id = SpiffeId.service(root_domain, ServiceName.CLI, "0")
-    return Bus(settings, Credentials.load(folder, spiffe_id, "cli-0", backend), Metrics())
+def _bus(state: Path, remote: str | None) -> Bus:
+    """Return the bus of a system that runs, as the `tocsin` command; not yet open."""
+    installation = Installation.find(state)
+    settings = installation.bus_settings(_address(installation, remote), connect_timeout_s=5)
+    return Bus(settings, installation.cli_credentials(), Metrics())
+
+
+def _address(installation: Installation, remote: str | None) -> str:
+    """Return the broker's address: the one given, or that of the `tocsin up` with this folder."""
+    return remote or Broker.address(installation.folder / "broker")
 
 
 def _read(path: Path) -> bytes:

@@ -33,7 +33,8 @@ SETTINGS_HEAD = """# Settings
 
 Every process reads its settings from environment variables, once, at its start. `--print-config` prints what
 it read and ends. Secrets are files, never values. A wrong value ends the process with exit code 65 and a line
-that names the variable.
+that names the variable. What the environment does not say is taken from the file that `TOCSIN_SETTINGS_FILE` names,
+if there is one: lines of `TOCSIN_NAME=value`.
 
 `tocsin up` and `tocsin demo` set all of this for the processes that they start.
 """

@@ -12,7 +12,6 @@ from tocsin.cli.livefire import CANARY
 from tocsin.cli.stack import Stack, StackOptions
 from tocsin.contracts.catalogue import EVENT
 from tocsin.contracts.errors import UnavailableError
-from tocsin.contracts.identifiers import ServiceName
 from tocsin.contracts.observations import SensorReady
 from tocsin.telemetry import Metrics
 
@@ -28,7 +27,7 @@ async def run_up(options: StackOptions, console: Console) -> Exit:
     stop = stop_on_signal()
     stack = await Stack.prepare(options)
     try:
-        async with Bus(stack.bus_settings(ServiceName.CLI), stack.cli_credentials(), Metrics()) as bus:
+        async with Bus(stack.bus_settings(), stack.installation.cli_credentials(), Metrics()) as bus:
             try:
                 await unless_stopped(stop, _start(stack, bus, console))
             except StoppedError:
@@ -80,12 +79,11 @@ async def _start(stack: Stack, bus: Bus, console: Console) -> None:
 
     sensor_tokens = {"service": "agent", "kind": "sensor"}
     await bus.subscribe(EVENT, on_sensor, at=sensor_tokens)
-    stack.start_services()
-    stack.start_hosts()
+    stack.start()
     await stack.wait_services(bus, progress)
     roster = await stack.wait_agents(bus, progress)
     epoch = await stack.install_epoch(bus, roster)
-    url_file = stack.api_token_file.parent / "url"
+    url_file, token = stack.api_url_file, stack.installation.api_token
     console.print(
         f"[bold]Tocsin is up[/bold]: {epoch.participants} agents on {stack.options.hosts} hosts, quorum {epoch.quorum}"
     )
@@ -93,7 +91,7 @@ async def _start(stack: Stack, bus: Bus, console: Console) -> None:
         ("broker", f"{stack.broker.url}  (token in {stack.broker.token_file})"),
         (
             "REST",
-            f"{url_file.read_text().strip()}  (token in {stack.api_token_file})" if url_file.exists() else "-",
+            f"{url_file.read_text().strip()}  (token in {token})" if url_file.exists() else "-",
         ),
         ("root", str(stack.options.state / "ca" / "root.pem")),
         ("logs", str(stack.options.logs)),

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from tocsin.bus.folder import claim_folder
 from tocsin.consensus.tally import Received
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_PROPOSAL, VOTE
 from tocsin.contracts.decisions import Proposal, Vote
@@ -26,6 +27,8 @@ from tocsin.evidence.journal import Journal, JournalWriter
 from tocsin.evidence.reading import Evidence, read
 from tocsin.evidence.verification import CONSENSUS_AUDIENCE
 
+LAYOUT = 1
+"""Of the folder that the log is in."""
 _EPOCH, _PROPOSAL, _BALLOT, _KEY, _VOTE, _DONE = (letter.encode() for letter in "EPBKVD")
 
 
@@ -62,9 +65,10 @@ class VoteLog:
 
         Raises:
             UnavailableError: the disk refuses.
-            ConflictError: ``log_in_use``.
+            ConflictError: ``log_in_use``, or ``state_version``: the folder has another layout.
             InvariantBrokenError: ``damaged_log``.
         """
+        await asyncio.to_thread(claim_folder, path.parent, layout=LAYOUT)
         journal, recovered = await asyncio.to_thread(_recover, path, trust)
         return cls(JournalWriter(journal)), recovered
 

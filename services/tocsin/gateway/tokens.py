@@ -32,17 +32,20 @@ class ApiToken:
 
         Raises:
             UnavailableError: ``missing_file``.
-            InvalidInputError: ``token_file_mode``: others may read it; ``bad_token_file``.
+            InvalidInputError: ``token_file_mode``: it is this user's own, and others may read it;
+                ``bad_token_file``.
         """
         try:
             with path.open("rb") as file:
-                mode = os.fstat(file.fileno()).st_mode
+                about = os.fstat(file.fileno())
                 data = file.read(MAX_CHARS + 2).strip()
         except OSError as error:
             raise UnavailableError(
                 f"cannot read the API token in {path}: {error.strerror}", reason="missing_file", advice=_ADVICE
             ) from error
-        if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        # Somebody else's file can be read here only because they opened it, as they must for a container.
+        own = os.name == "posix" and about.st_uid == os.geteuid()
+        if own and about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise InvalidInputError(
                 f"others may read the API token in {path}",
                 reason="token_file_mode",

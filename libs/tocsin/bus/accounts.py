@@ -1,0 +1,82 @@
+"""Who may connect to the broker: everyone in the installation, and readers from outside.
+
+``tocsin`` may do all. ``reader`` may read what is addressed to everybody (events, alerts, decisions, figures, the
+audit trail) with the certificates that verify it, and may publish nothing but the questions to JetStream that reading
+takes. Neither account proves anything about a message: the envelope does.
+
+A reader has plain subscriptions, the certificates' bucket and single messages of streams, and no consumers of
+streams: who can make a consumer can change one of a service's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from tocsin.contracts.catalogue import CERTIFICATES, IDENTITIES, STREAMS, SUBJECTS
+from tocsin.contracts.subjects import EVENT_AUDIENCE, READER_AUDIENCE
+
+SERVICE_USER = "tocsin"
+READER_USER = "reader"
+INBOX = "_INBOX.tocsin"
+"""Prefix of the inboxes of processes in the installation, which a reader must not listen at."""
+FOR_EVERYBODY = frozenset({EVENT_AUDIENCE, READER_AUDIENCE, "all"})
+
+
+def open_accounts(folder: Path) -> dict[str, Any]:
+    """Return the broker's ``authorization`` block; passwords are made once, and kept in ``folder``.
+
+    Writes ``token`` and ``reader-token``, the passwords, and ``users.conf``, the same for a broker that includes
+    it; each of mode 0600 where it is new.
+    """
+    authorization = {
+        "users": [
+            {"user": SERVICE_USER, "password": _password(folder / "token")},
+            {
+                "user": READER_USER,
+                "password": _password(folder / "reader-token"),
+                "permissions": reader_permissions(),
+            },
+        ]
+    }
+    # JSON is a subset of the server's configuration language, but a file has no braces around it.
+    _write(folder / "users.conf", f"users: {json.dumps(authorization['users'], indent=1)}\n")
+    return authorization
+
+
+def reader_permissions() -> dict[str, Any]:
+    """Return what a reader may subscribe and publish to, in the server's terms."""
+    readable = sorted(subject.pattern() for subject in SUBJECTS if subject.audience in FOR_EVERYBODY)
+    kept = {subject.stream for subject in SUBJECTS if subject.stream and subject.audience in FOR_EVERYBODY}
+    streams = sorted(stream.name for stream in STREAMS if stream.name in kept)
+    bucket = f"KV_{IDENTITIES}"
+    certificates = f"OBJ_{CERTIFICATES}"
+    questions = ["$JS.API.INFO", f"$JS.API.CONSUMER.CREATE.{bucket}", f"$JS.API.CONSUMER.CREATE.{bucket}.>"]
+    questions += [f"$JS.API.CONSUMER.CREATE.{certificates}", f"$JS.API.CONSUMER.CREATE.{certificates}.>"]
+    for stream in (bucket, certificates, *streams):
+        questions += [f"$JS.API.STREAM.INFO.{stream}", f"$JS.API.STREAM.MSG.GET.{stream}"]
+        questions += [f"$JS.API.DIRECT.GET.{stream}", f"$JS.API.DIRECT.GET.{stream}.>"]
+    return {
+        "subscribe": {"allow": [*readable, "_INBOX.>"], "deny": [f"{INBOX}.>"]},
+        "publish": {"allow": [*questions, f"$JS.FC.{bucket}.>", f"$JS.FC.{certificates}.>"]},
+    }
+
+
+def service_password(folder: Path) -> Path:
+    """Return the file with the password of everyone in the installation."""
+    return folder / "token"
+
+
+def _password(path: Path) -> str:
+    if not path.exists():
+        _write(path, secrets.token_urlsafe(32))
+    return path.read_text().strip()
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file's text in place: a container that has it mounted by itself sees the new one."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)

@@ -1,0 +1,191 @@
+"""A running Tocsin as this command sees it: who must be ready, and who decides.
+
+:class:`~tocsin.cli.stack.Stack` is one that this command has started itself, :class:`Remote` one that runs elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from tocsin.bus import Bus, BusSettings, Sent
+from tocsin.bus.envelope import encode_body, encode_content, encode_envelope, make_content
+from tocsin.cli.fleetplan import PlannedAgent
+from tocsin.cli.installation import Installation
+from tocsin.contracts.catalogue import CONSENSUS_EPOCH, CONSENSUS_EPOCHS, FLEET_ROSTER, PING
+from tocsin.contracts.decisions import Epoch, EpochInstalled, Participant
+from tocsin.contracts.errors import UnavailableError
+from tocsin.contracts.fleet import AgentState, Roster, RosterRequest
+from tocsin.contracts.identifiers import ServiceName, SpiffeId
+from tocsin.contracts.operations import PingRequest
+from tocsin.crypto import leaf_hash, sign_batch
+from tocsin.crypto.authority import Authority
+from tocsin.evidence.epochs import Seat, make_epoch
+
+T = TypeVar("T")
+
+SERVICES = tuple(service for service in ServiceName if service is not ServiceName.CLI)
+READY_TIMEOUT_S = 60.0
+
+Progress = Callable[[str, str], None]
+"""Told (what, state): ("router", "ready")."""
+
+
+@dataclass
+class System:
+    """A system that is there, or is about to be. Use :meth:`start`, then :meth:`stop` whatever happens."""
+
+    installation: Installation
+    agents: tuple[PlannedAgent, ...]
+    nats_url: str
+    timings_s: dict[str, float] = field(default_factory=dict, kw_only=True)
+
+    def start(self) -> None:
+        """Hook: start what this command has to start itself."""
+
+    def check(self) -> None:
+        """Hook: raise if what was started has ended."""
+
+    async def stop(self) -> None:
+        """Hook: end what was started."""
+
+    @property
+    def what(self) -> str:
+        """What runs, in some words."""
+        return f"the services at {self.nats_url}"
+
+    @property
+    def advice(self) -> str:
+        """Where to look when something is not ready."""
+        return "are its containers running and healthy?"
+
+    def bus_settings(self) -> BusSettings:
+        """Return settings by which this command reaches the bus."""
+        return self.installation.bus_settings(self.nats_url)
+
+    async def wait_services(self, bus: Bus, progress: Progress) -> None:
+        """Wait until every service answers its ping.
+
+        Raises:
+            UnavailableError: not all are ready in time; names who is missing.
+        """
+
+        async def one(service: ServiceName) -> None:
+            progress(service.value, "starting")
+            await self._until_ready(
+                lambda: bus.request(PING[service], PingRequest(), timeout_s=1.0), service.value
+            )
+            progress(service.value, "ready")
+
+        begun = time.monotonic()
+        await asyncio.gather(*(one(service) for service in SERVICES))
+        self.timings_s["services"] = time.monotonic() - begun
+
+    async def wait_agents(self, bus: Bus, progress: Progress) -> Roster:
+        """Wait until every agent is enrolled and its heartbeat was seen."""
+        begun = time.monotonic()
+        expected = {agent.name for agent in self.agents}
+
+        async def healthy() -> Roster:
+            roster = await bus.request(FLEET_ROSTER, RosterRequest(), timeout_s=1.0)
+            seen = {entry.agent.name for entry in roster.entries if entry.state is AgentState.HEALTHY}
+            progress("agents", f"{len(expected & seen)} of {len(expected)}")
+            if not expected <= seen:
+                missing = sorted(expected - seen)
+                raise UnavailableError(f"waiting for {', '.join(missing[:5])}", reason="agents_missing")
+            return roster
+
+        roster = await self._until_ready(healthy, "agents")
+        self.timings_s["agents"] = time.monotonic() - begun
+        return roster
+
+    async def install_epoch(self, bus: Bus, roster: Roster) -> EpochInstalled:
+        """Have the root sign who decides, and give it to consensus; afterwards the root's key is not needed.
+
+        An epoch that is installed is kept if the same seats have the same keys.
+        """
+        seats, instances = self._seats(bus, roster), [self.installation.consensus_seat()]
+        root_id = SpiffeId.authority(self.installation.domain, "root")
+        held = await bus.last(CONSENSUS_EPOCHS)
+        number, previous = 0, None
+        if held is not None and isinstance(held[0], Epoch):
+            record, context = held[0], held[1]
+            number, previous = record.number + 1, context.leaf
+            if _seats_of(record.participants) == set(seats) and _seats_of(record.instances) == set(instances):
+                sent = Sent(context.id, context.leaf, context.data, context.content.issued_at)
+                return await bus.ask_with(CONSENSUS_EPOCH, sent, root_id, timeout_s=10.0)
+        epoch = make_epoch(
+            number=number,
+            trust_domain=self.installation.domain,
+            participants=seats,
+            instances=instances,
+            created_ns=time.time_ns(),
+            previous=previous,
+        )
+        return await bus.ask_with(
+            CONSENSUS_EPOCH, _sign(epoch, self.installation.root()), root_id, timeout_s=10.0
+        )
+
+    def _seats(self, bus: Bus, roster: Roster) -> list[Seat]:
+        """Return every enrolled agent with its key.
+
+        Raises:
+            UnavailableError: ``unknown_key``: a certificate has not come here yet.
+        """
+        seats = []
+        for entry in roster.entries:
+            identity = bus.trust.identity(entry.agent.key_id)
+            if identity is None:
+                raise UnavailableError(f"the key of {entry.agent.name} is not known yet", reason="unknown_key")
+            sender = SpiffeId.agent(self.installation.domain, entry.agent.role, entry.agent.name)
+            seats.append((sender, entry.agent.key_id, int(identity.algorithm)))
+        return seats
+
+    async def _until_ready(self, ask: Callable[[], Awaitable[T]], what: str) -> T:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while True:
+            self.check()
+            try:
+                return await ask()
+            except (UnavailableError, TimeoutError) as error:
+                if time.monotonic() > deadline:
+                    raise UnavailableError(
+                        f"{what} not ready within {READY_TIMEOUT_S:g} s: {error}",
+                        reason="not_ready",
+                        advice=self.advice,
+                    ) from error
+            await asyncio.sleep(0.1)
+
+
+class Remote(System):
+    """A system that somebody else has started, e.g. the stack in containers."""
+
+    @classmethod
+    def at(cls, nats_url: str, folder: Path) -> Remote:
+        """Return the system at a broker's address, by its installation's folder."""
+        installation = Installation.find(folder)
+        return cls(installation, installation.agents(), nats_url)
+
+
+def _sign(epoch: Epoch, root: Authority) -> Sent:
+    """Make the epoch's envelope with the root's key: the one message that no process of the bus signs."""
+    content = make_content(
+        type_name=CONSENSUS_EPOCH.request_type.name,
+        sender=str(root.id),
+        audience=CONSENSUS_EPOCH.subject.audience,
+        body=encode_body(epoch),
+        now_ns=time.time_ns(),
+        ttl_ms=0,
+    )
+    signed = encode_content(content)
+    proof = sign_batch(root.signer, [signed])[0]
+    data = encode_envelope(signed, root.signer.key_id, proof)
+    return Sent(content.id, leaf_hash(signed), data, content.issued_at)
+
+
+def _seats_of(participants: Iterable[Participant]) -> set[Seat]:
+    return {(SpiffeId.parse(seat.sender), seat.key_id, seat.algorithm) for seat in participants}
