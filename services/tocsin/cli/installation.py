@@ -190,6 +190,7 @@ class Installation:
         The folder itself stays its owner's alone, so nobody else on this machine comes near; the root's key
         and the accounts of people stay closed even to containers.
         """
+        self.folder.chmod(0o700)
         for part in ("broker", "credentials", "fleet", "gateway", "hosts"):
             for path in (self.folder / part, *(self.folder / part).rglob("*")):
                 path.chmod(0o755 if path.is_dir() else 0o644)
