@@ -5,7 +5,8 @@ audit trail) with the certificates that verify it, and may publish nothing but t
 takes. Neither account proves anything about a message: the envelope does.
 
 A reader has plain subscriptions, the certificates' bucket and single messages of streams, and no consumers of
-streams: who can make a consumer can change one of a service's own.
+streams: who can make a consumer can change one of a service's own. Its inboxes have a prefix of their own, since
+whoever may listen at all inboxes reads what every service is answered.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from tocsin.contracts.subjects import EVENT_AUDIENCE, READER_AUDIENCE
 
 SERVICE_USER = "tocsin"
 READER_USER = "reader"
-INBOX = "_INBOX.tocsin"
-"""Prefix of the inboxes of processes in the installation, which a reader must not listen at."""
+READER_INBOX = "_INBOX.reader"
+"""Prefix that a reader's client must be told to use for its inboxes."""
 FOR_EVERYBODY = frozenset({EVENT_AUDIENCE, READER_AUDIENCE, "all"})
 
 
@@ -49,20 +50,28 @@ def open_accounts(folder: Path) -> dict[str, Any]:
 
 def reader_permissions() -> dict[str, Any]:
     """Return what a reader may subscribe and publish to, in the server's terms."""
-    readable = sorted(subject.pattern() for subject in SUBJECTS if subject.audience in FOR_EVERYBODY)
+    readable = sorted(_family(one.pattern()) for one in SUBJECTS if one.audience in FOR_EVERYBODY)
     kept = {subject.stream for subject in SUBJECTS if subject.stream and subject.audience in FOR_EVERYBODY}
     streams = sorted(stream.name for stream in STREAMS if stream.name in kept)
     bucket = f"KV_{IDENTITIES}"
     certificates = f"OBJ_{CERTIFICATES}"
-    questions = ["$JS.API.INFO", f"$JS.API.CONSUMER.CREATE.{bucket}", f"$JS.API.CONSUMER.CREATE.{bucket}.>"]
-    questions += [f"$JS.API.CONSUMER.CREATE.{certificates}", f"$JS.API.CONSUMER.CREATE.{certificates}.>"]
+    questions = ["$JS.API.INFO"]
+    for stream in (bucket, certificates):
+        questions += [f"$JS.API.CONSUMER.CREATE.{stream}", f"$JS.API.CONSUMER.CREATE.{stream}.>"]
+        questions += [f"$JS.API.CONSUMER.INFO.{stream}.*", f"$JS.FC.{stream}.>"]
     for stream in (bucket, certificates, *streams):
         questions += [f"$JS.API.STREAM.INFO.{stream}", f"$JS.API.STREAM.MSG.GET.{stream}"]
         questions += [f"$JS.API.DIRECT.GET.{stream}", f"$JS.API.DIRECT.GET.{stream}.>"]
     return {
-        "subscribe": {"allow": [*readable, "_INBOX.>"], "deny": [f"{INBOX}.>"]},
-        "publish": {"allow": [*questions, f"$JS.FC.{bucket}.>", f"$JS.FC.{certificates}.>"]},
+        "subscribe": {"allow": [*readable, f"{READER_INBOX}.>"]},
+        "publish": {"allow": questions},
     }
+
+
+def _family(pattern: str) -> str:
+    """Return the whole family of a subject's pattern: who may read ``event.*.*`` may ask for ``event.>``."""
+    stem, wildcard, _ = pattern.partition(".*")
+    return f"{stem}.>" if wildcard else stem
 
 
 def service_password(folder: Path) -> Path:

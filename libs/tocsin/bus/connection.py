@@ -23,7 +23,6 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
-from tocsin.bus.accounts import INBOX
 from tocsin.bus.credentials import read
 from tocsin.bus.settings import BusSettings
 from tocsin.contracts.errors import ExhaustedError, InvalidInputError, TocsinError, UnavailableError
@@ -150,7 +149,6 @@ class Connection:
                     user=user,
                     password=secret if user else None,
                     token=None if user else secret,
-                    inbox_prefix=INBOX,
                     error_cb=on_error,
                     disconnected_cb=on_disconnect,
                     reconnected_cb=on_reconnect,

@@ -36,6 +36,9 @@ FIGURES_INTERVAL_S = 1.0
 LAST_FIGURES_S = 1.2
 """Every process publishes its figures each second: wait for those that include the end of the story."""
 SENSORS_TIMEOUT_S = 10.0
+SEEN_BEFORE = (
+    "agents act once on an attack: did they see this one within the last hour? Another input is new to them"
+)
 OUTCOMES = {
     JobOutcome.RESPONDED: Exit.OK,
     JobOutcome.NO_ANOMALIES: Exit.OK,
@@ -125,7 +128,8 @@ async def run_demo(options: DemoOptions, console: Console) -> Exit:
 async def _perform(options: DemoOptions, system: System, bus: Bus, screen: Screen) -> report.Run:
     """Start the services and agents, make the attack happen, follow the story, gather what is known."""
     guardians = sum(agent.role is Role.GUARDIAN for agent in system.agents)
-    job = Job(bus, guardians=guardians, tell=screen.tell)
+    advice = None if options.remote is None else SEEN_BEFORE
+    job = Job(bus, guardians=guardians, tell=screen.tell, advice=advice)
     await job.watch()
     system.start()
     begun = time.monotonic()

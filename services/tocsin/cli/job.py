@@ -36,11 +36,13 @@ Tell = Callable[[Moment], None]
 class Job:
     """Watches one main job."""
 
-    def __init__(self, bus: Bus, *, guardians: int, tell: Tell) -> None:
+    def __init__(self, bus: Bus, *, guardians: int, tell: Tell, advice: str | None = None) -> None:
+        """Watch by ``bus``; ``advice`` is what to do when a stage does not come."""
         self.story = Story(time.time_ns())
         self._bus = bus
         self._guardians = guardians
         self._tell = tell
+        self._advice = advice
         self._changed = asyncio.Event()
         self._attack_ns: int | None = None
         self._last_alert_s = 0.0
@@ -85,7 +87,9 @@ class Job:
         while (what := waits_for()) is not None:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise UnavailableError(f"{what} did not come within {timeout_s:g} s", reason="stage_missing")
+                raise UnavailableError(
+                    f"{what} did not come within {timeout_s:g} s", reason="stage_missing", advice=self._advice
+                )
             self._changed.clear()
             try:
                 async with asyncio.timeout(min(left, 0.25)):
