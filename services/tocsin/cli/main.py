@@ -145,8 +145,9 @@ def init(
 
     installation = initialise(folder.absolute(), domain, agents=agents, hosts=hosts, copies=copies)
     _show(f"{folder}  {installation.domain}  root {installation.fingerprint}")
-    _show(f"start it:     TOCSIN_DIR={folder.absolute()} docker compose -f deploy/compose.yaml up --build")
-    _show(f"keep safe:    {folder / 'ca' / 'root.key'} certifies services and signs who decides")
+    where = "" if folder == DEFAULT_STACK else f"TOCSIN_DIR={folder.absolute()} "
+    _show(f"start it:   {where}docker compose -f deploy/compose.yaml up --build --detach")
+    _show(f"keep safe:  {folder / 'ca' / 'root.key'} certifies services and signs who decides")
 
 
 @app.command()

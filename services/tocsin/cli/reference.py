@@ -51,6 +51,9 @@ traceback; for a defect (70), `TOCSIN_TRACEBACK=1` shows it.
 Whatever the code, every process that the command started has ended when it returns. If the command itself is
 killed (`kill -9`), its children end too on Linux, where the kernel tells them; on other systems they can
 outlive it and have to be ended by hand.
+
+In a container the code is that of the process: `docker compose ps --all` shows `Restarting (69)`. The broker is
+nats-server, whose codes are its own: 1, with a line that says why.
 """
 
 
