@@ -20,13 +20,12 @@ import containers
 import pytest
 from containers import ROOT, TOCSIN, VERSION, ComposeStack, compose_stack, crash, trouble
 from support import SHARED, eventually
+from unit.workflow.workflow_cases import request
 
-from tocsin.analysis.baseline import OFFICE
 from tocsin.bus import Bus, Context, Credentials
-from tocsin.contracts.analysis import AssessmentMade, SecurityRequest
+from tocsin.contracts.analysis import AssessmentMade
 from tocsin.contracts.catalogue import DELIVER_AGENT, EVENT, ROUTE, THREAT_ALERT, WORKFLOW_SUBMIT
 from tocsin.contracts.identifiers import Priority, Role, ServiceName, Severity, SpiffeId
-from tocsin.contracts.observations import Finding, FindingKind, Incident, Technique, WindowFeatures
 from tocsin.contracts.routing import ThreatAlert
 from tocsin.crypto import Authority, LocalKey, select_backend
 from tocsin.evidence.verification import verify
@@ -223,7 +222,7 @@ def test_a_killed_container_comes_back_and_nothing_is_lost(stack: ComposeStack, 
     starts = container.attrs["State"]["StartedAt"]
 
     async def submit(bus: Bus) -> None:
-        await bus.request(WORKFLOW_SUBMIT, security_request(number), timeout_s=5.0)
+        await bus.request(WORKFLOW_SUBMIT, request(number), timeout_s=5.0)
         crash(container)
 
     stack.ask(submit)
@@ -260,38 +259,6 @@ async def last_sequences(bus: Bus) -> dict[str, int]:
     return {
         name: (await js.stream_info(name)).state.last_seq for name in ("ALERTS", "DECISIONS", "EVENTS", "AUDIT")
     }
-
-
-def security_request(number: int) -> SecurityRequest:
-    features = WindowFeatures(
-        host="10.0.0.5",
-        window_start_s=0,
-        window_s=300,
-        connections=900,
-        distinct_ports=400,
-        distinct_peers=3,
-        rejected_share=0.98,
-        interval_regularity=0.7,
-        port_concentration=0.01,
-        bytes_sent=0,
-        bytes_received=0,
-    )
-    finding = Finding(
-        kind=FindingKind.SCAN,
-        subject="10.0.0.5",
-        internal=True,
-        targets=("10.0.0.9",),
-        score=0.9,
-        technique=Technique(id="T1046", name="Network Service Discovery"),
-        evidence=("400 ports on 3 hosts, 98% rejected",),
-        features=features,
-        source="test",
-        first_s=0,
-        last_s=300,
-        connections=900,
-    )
-    incident = Incident(incident=number.to_bytes(16), primary=finding, alerts=())
-    return SecurityRequest(incident=incident, baseline=OFFICE, qubits=4, required_fidelity=0.5)
 
 
 def test_after_the_kills_decisions_stand_and_the_main_job_passes(stack: ComposeStack, runs: Path) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import shutil
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -90,6 +91,30 @@ class DemoOptions:
                 log_level="warning",
             )
         )
+
+
+def run_folder(runs: Path) -> Path:
+    """Make a folder named after the present; a second run in the same second gets a suffix.
+
+    Raises:
+        UnavailableError: ``not_writable``.
+    """
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+        folder = (runs / f"{stamp}{suffix}").absolute()
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot write to {runs}: {error.strerror}",
+                reason="not_writable",
+                advice="choose another with --runs",
+            ) from error
+        return folder
+    time.sleep(1)
+    return run_folder(runs)
 
 
 async def run_demo(options: DemoOptions, console: Console) -> Exit:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import traceback
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +25,7 @@ from tocsin.cli import authority, doctor, tail
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.cli.installation import Installation
-from tocsin.contracts.errors import InvalidInputError, TocsinError, UnavailableError
+from tocsin.contracts.errors import InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.crypto import Authority, TrustStore
 from tocsin.telemetry import Metrics, configure_logging
@@ -87,14 +85,18 @@ def demo(
     It starts a system of its own; with --remote it uses the one that runs there, and --agents, --hosts, --port and
     --keep-state mean nothing.
     """
-    from tocsin.cli.demo import DemoOptions, run_demo  # what it starts is imported when it is needed
+    from tocsin.cli.demo import (  # what it starts is imported when it is needed
+        DemoOptions,
+        run_demo,
+        run_folder,
+    )
     from tocsin.cli.feed import check_input
     from tocsin.cli.system import Remote
 
     there = Remote.at(remote, state.absolute()) if remote else None
     if source is not None:
         check_input(source)
-    folder = _run_folder(runs)
+    folder = run_folder(runs)
     configure_logging("demo", level="error")
     options = DemoOptions(folder, source, there, agents, hosts, port, keep_state)
     raise typer.Exit(_run(run_demo(options, Console())))
@@ -343,26 +345,6 @@ def _run(work: Awaitable[Exit]) -> Exit:
         return await work
 
     return uvloop.run(run())
-
-
-def _run_folder(runs: Path) -> Path:
-    """Make a folder named after the present; a second run in the same second gets a suffix."""
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
-        folder = (runs / f"{stamp}{suffix}").absolute()
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UnavailableError(
-                f"cannot write to {runs}: {error.strerror}",
-                reason="not_writable",
-                advice="choose another with --runs",
-            ) from error
-        return folder
-    time.sleep(1)
-    return _run_folder(runs)
 
 
 def _bus(state: Path, remote: str | None) -> Bus:

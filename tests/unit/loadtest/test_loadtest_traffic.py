@@ -103,7 +103,7 @@ def test_a_body_is_padded_to_its_size(size: int) -> None:
 @pytest.mark.parametrize(("agents", "hosts", "reason"), [(1, 1, "too_few_agents"), (4, 5, "bad_hosts")])
 def test_a_fleet_that_cannot_be_is_refused(agents: int, hosts: int, reason: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
-        plan_agents(fleet_options(agents, hosts, "coordination"))
+        fleet_options(agents, hosts, "coordination")
     assert caught.value.reason == reason
 
 
@@ -122,7 +122,6 @@ def fleet_options(agents: int, hosts: int, type_name: str) -> FleetOptions:
     return FleetOptions(
         agents=agents,
         hosts=hosts,
-        routers=1,
         key_scope="host",
         algorithm=Algorithm.ML_DSA_44,
         backend=select_backend("openssl"),
