@@ -1,11 +1,12 @@
-"""A system to measure, without most of its services: broker, authority, routers, and agents on paper.
+"""Agents to measure with, on a broker that runs: planned, certified and enrolled without the service fleet.
 
 What fleet would do is done here with fleet's own identity: certify the agents' keys and put their records into
-the bucket ``agents``. The routers are the real service in processes of its own.
+the bucket ``agents``.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -13,19 +14,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
-from _host import HostPlan, KeyPlan
+from _host import TYPES, HostPlan, KeyPlan
 from _traffic import Schedule
+from common import not_negative, positive_float, positive_int
 
-from tocsin.bus import Broker, Bus, BusSettings, Context, Credentials, provision
+from tocsin.bus import Bus, BusSettings, Context, Credentials, provision
 from tocsin.cli.authority import issue_service
-from tocsin.cli.supervisor import Supervisor
-from tocsin.contracts.catalogue import AGENTS, COORDINATION, METRICS, PING
+from tocsin.contracts.catalogue import AGENTS, COORDINATION, METRICS
 from tocsin.contracts.errors import InvalidInputError, UnavailableError
 from tocsin.contracts.fleet import AgentRecord
 from tocsin.contracts.identifiers import Role, ServiceName, SpiffeId
-from tocsin.contracts.operations import MetricsSnapshot, PingRequest
-from tocsin.crypto import Algorithm, Authority, LocalKey, SignatureBackend
+from tocsin.contracts.operations import MetricsSnapshot
+from tocsin.crypto import Algorithm, Authority, LocalKey, SignatureBackend, select_backend
 from tocsin.telemetry import Metrics, configure_logging
 
 DOMAIN = "load.tocsin"
@@ -44,12 +46,52 @@ class FleetOptions:
 
     agents: int
     hosts: int
-    routers: int
     key_scope: str
     algorithm: Algorithm
     backend: SignatureBackend
     type_name: str
     body_bytes: int
+
+    def __post_init__(self) -> None:
+        """Refuse a fleet that cannot be.
+
+        Raises:
+            InvalidInputError: ``bad_hosts`` or ``too_few_agents``.
+        """
+        if self.agents < 2:
+            raise InvalidInputError(
+                "one agent has nobody to write to: use --agents 2 or more", reason="too_few_agents"
+            )
+        if not 1 <= self.hosts <= self.agents:
+            raise InvalidInputError(f"{self.hosts} hosts for {self.agents} agents", reason="bad_hosts")
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Self:
+        """Take them from a command line that has :func:`add_options`."""
+        return cls(
+            agents=options.agents,
+            hosts=options.hosts,
+            key_scope=options.key_scope,
+            algorithm=Algorithm.named(options.algorithm),
+            backend=select_backend(options.backend),
+            type_name=options.type,
+            body_bytes=options.body_bytes,
+        )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options about agents and their traffic, with what is usual."""
+    add = parser.add_argument
+    add("--agents", type=positive_int, default=40, help="agents, all together")
+    add("--hosts", type=positive_int, default=4, help="host processes that carry the agents")
+    add("--seconds", type=positive_float, default=10.0, help="how long is measured")
+    add("--warmup", type=not_negative, default=2.0, help="seconds of the same traffic before, not measured")
+    add("--key-scope", choices=["host", "agent"], default="host", help="who has a signing key")
+    add("--algorithm", choices=[one.label for one in Algorithm], default=Algorithm.ML_DSA_65.label)
+    add("--backend", choices=["auto", "openssl", "liboqs"], default="auto", help="who computes signatures")
+    add("--type", choices=sorted(TYPES), default="coordination", help="the messages' type")
+    add("--body-bytes", type=positive_int, default=400, help="size of a message's body")
+    add("--seed", type=int, default=1, help="fixes who writes to whom")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +108,7 @@ class PlannedAgent:
 
 
 def plan_agents(options: FleetOptions) -> tuple[PlannedAgent, ...]:
-    """Share agents among the roles that may send this type, and among the hosts, in turn.
-
-    Raises:
-        InvalidInputError: ``bad_hosts`` or ``too_few_agents``.
-    """
-    if options.agents < 2:
-        raise InvalidInputError(
-            "one agent has nobody to write to: use --agents 2 or more", reason="too_few_agents"
-        )
-    if not 1 <= options.hosts <= options.agents:
-        raise InvalidInputError(f"{options.hosts} hosts for {options.agents} agents", reason="bad_hosts")
+    """Share agents among the roles that may send this type, and among the hosts, in turn."""
     roles = SENSORS if options.type_name == COORDINATION.name else ORDINARY
     return tuple(
         PlannedAgent(
@@ -89,14 +121,14 @@ def plan_agents(options: FleetOptions) -> tuple[PlannedAgent, ...]:
 
 @dataclass
 class Fleet:
-    """The running system. Make it with :func:`running_fleet`."""
+    """Agents on paper, and the way to them. Make it with :func:`fleet_on`."""
 
     options: FleetOptions
     folder: Path
-    broker: Broker
+    nats_url: str
+    token_file: Path
     root: Authority
     agents: tuple[PlannedAgent, ...]
-    supervisor: Supervisor
     bus: Bus
     """The command's own: it pings the routers and reads everyone's figures."""
     keys: int = 0
@@ -104,10 +136,6 @@ class Fleet:
     _snapshots: dict[str, tuple[int, MetricsSnapshot]] = field(default_factory=dict)
     """The last figures of each process, and when they were published, in nanoseconds since the epoch."""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def router_pids(self) -> list[int]:
-        """Return the process ids of the routers."""
-        return [child.process.pid for child in self.supervisor.children.values() if child.process is not None]
 
     def host_plan(self, host: str, schedule: Schedule, sender: int, seed: int) -> HostPlan:
         """Certify a host's keys and return what the host is told."""
@@ -119,8 +147,8 @@ class Fleet:
         single = [] if shared else [self._certify(folder, agent.name, [agent.id]) for agent in mine]
         self.keys += len(single) or 1
         return HostPlan(
-            nats_url=self.broker.url,
-            nats_token_file=str(self.broker.token_file),
+            nats_url=self.nats_url,
+            nats_token_file=str(self.token_file),
             schedule=schedule,
             sender=sender,
             agents=tuple(agent.name for agent in mine),
@@ -137,7 +165,9 @@ class Fleet:
 
     async def enrol(self, plans: Sequence[HostPlan]) -> None:
         """Put the agents' records where the routers look for them, as fleet."""
-        async with _bus(self.root, ServiceName.FLEET, self.broker, self.folder, self.options.backend) as bus:
+        async with _bus(
+            ServiceName.FLEET, self.nats_url, self.token_file, self.options, self.folder, self.root
+        ) as bus:
             records = bus.records(AGENTS)
             for plan in plans:
                 for record in self._records(plan):
@@ -154,40 +184,10 @@ class Fleet:
                         name=one.name, role=one.role, host=host, key_id=key_id, enrolled_ns=time.time_ns()
                     )
 
-    async def start_routers(self) -> None:
-        """Start the routers and wait until each has answered a ping."""
-        names = {str(number) for number in range(self.options.routers)}
-        for name in sorted(names):
-            folder = self.folder / "credentials" / f"router-{name}"
-            issue_service(self.root, ServiceName.ROUTER, name, folder, backend=self.options.backend)
-            self.supervisor.start(
-                f"router-{name}",
-                "tocsin.router",
-                nats_url=self.broker.url,
-                nats_token_file=str(self.broker.token_file),
-                credentials_dir=str(folder),
-                instance=name,
-                signature_backend=self.options.backend.name,
-                log_level="warning",
-            )
-        answered: set[str] = set()
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        while answered != names:
-            self.supervisor.check()
-            if time.monotonic() > deadline:
-                missing = ", ".join(sorted(names - answered))
-                raise UnavailableError(f"router {missing} does not answer", reason="not_ready")
-            try:
-                # The instances share the requests, so whoever is ready answers one sooner or later.
-                pong = await self.bus.request(PING[ServiceName.ROUTER], PingRequest(), timeout_s=1.0)
-                answered.add(pong.name)
-            except UnavailableError:
-                await asyncio.sleep(0.05)
-
-    async def router_figures(self) -> dict[str, MetricsSnapshot]:
-        """Return the routers' figures as each publishes them next, by router."""
+    async def router_figures(self, routers: Sequence[str]) -> dict[str, MetricsSnapshot]:
+        """Return these routers' figures as each publishes them next, by process."""
         asked_ns = time.time_ns()
-        wanted = {f"service.router.{number}" for number in range(self.options.routers)}
+        wanted = {router_process(name) for name in routers}
         try:
             async with asyncio.timeout(FIGURES_TIMEOUT_S):
                 while not all(self._published_ns(one) > asked_ns for one in wanted):
@@ -219,34 +219,35 @@ class Fleet:
 
 
 @asynccontextmanager
-async def running_fleet(options: FleetOptions, folder: Path) -> AsyncIterator[Fleet]:
-    """Start a broker in ``folder`` and connect to it; end everything afterwards, whatever happens."""
+async def fleet_on(
+    nats_url: str, token_file: Path, options: FleetOptions, folder: Path, root: Authority
+) -> AsyncIterator[Fleet]:
+    """Make the broker's streams and buckets, and connect to it."""
     configure_logging("loadtest", level="warning")
-    agents = plan_agents(options)
-    root = Authority.create_root(DOMAIN, now=datetime.now(UTC), backend=options.backend)
-    broker = Broker.start(folder / "broker")
-    supervisor = Supervisor(folder / "logs")
-    try:
-        await provision(BusSettings(nats_url=broker.url, nats_token_file=broker.token_file), Metrics())
-        async with _bus(root, ServiceName.CLI, broker, folder, options.backend) as bus:
-            fleet = Fleet(options, folder, broker, root, agents, supervisor, bus)
-            await bus.subscribe(METRICS, fleet.on_metrics)
-            yield fleet
-    finally:
-        supervisor.kill()
-        broker.stop()
+    await provision(BusSettings(nats_url=nats_url, nats_token_file=token_file), Metrics())
+    async with _bus(ServiceName.CLI, nats_url, token_file, options, folder, root) as bus:
+        fleet = Fleet(options, folder, nats_url, token_file, root, plan_agents(options), bus)
+        await bus.subscribe(METRICS, fleet.on_metrics)
+        yield fleet
 
 
-def _bus(root: Authority, service: ServiceName, broker: Broker, folder: Path, backend: SignatureBackend) -> Bus:
+def _bus(
+    service: ServiceName, nats_url: str, token_file: Path, options: FleetOptions, folder: Path, root: Authority
+) -> Bus:
     """Return a bus of a service's own, not yet open."""
     credentials_dir = folder / "credentials" / service.value
     settings = BusSettings(
-        nats_url=broker.url,
-        nats_token_file=broker.token_file,
+        nats_url=nats_url,
+        nats_token_file=token_file,
         credentials_dir=credentials_dir,
-        signature_backend=backend.name,
+        signature_backend=options.backend.name,
     )
-    return Bus(settings, issue_service(root, service, "0", credentials_dir, backend=backend), Metrics())
+    return Bus(settings, issue_service(root, service, "0", credentials_dir, backend=options.backend), Metrics())
+
+
+def router_process(instance: str) -> str:
+    """Return what a router's figures call it."""
+    return f"service.{ServiceName.ROUTER.value}.{instance}"
 
 
 def host_names(agents: Sequence[PlannedAgent]) -> tuple[str, ...]:

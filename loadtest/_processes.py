@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import psutil
 from _worker import Said, Start
@@ -23,13 +24,45 @@ MAX_LINE_BYTES = 256 * 1024 * 1024
 READY_TIMEOUT_S = 60.0
 OUTCOME_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
+BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
+"""What a core does when it is neither idle nor waiting, as psutil names it."""
 HERE = Path(__file__).parent
+
+T = TypeVar("T")
 
 
 def cpu_s(pids: list[int]) -> float:
-    """Return the CPU time that processes have used so far, user and system, in seconds."""
-    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    """Return the CPU time that processes have used so far, user and system, in seconds.
+
+    Raises:
+        UnavailableError: ``process_ended``.
+    """
+    try:
+        times = [psutil.Process(pid).cpu_times() for pid in pids]
+    except psutil.NoSuchProcess as error:
+        raise UnavailableError(f"process {error.pid} has ended", reason="process_ended") from error
     return float(sum(one.user + one.system for one in times))
+
+
+def machine_cpu_s() -> float:
+    """Return the CPU time that was not idle so far, of all cores and whoever used it, in seconds."""
+    times = psutil.cpu_times()._asdict()
+    return float(sum(spent for name, spent in times.items() if name in BUSY))
+
+
+async def until_terminated(work: Coroutine[Any, Any, T]) -> T:
+    """Do the work; a signal ends it, with everything that was started.
+
+    Set for both: where a shell starts it in the background, SIGINT would be ignored otherwise.
+    """
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - we are in one
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 class Worker:

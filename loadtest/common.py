@@ -179,6 +179,14 @@ def positive_float(text: str) -> float:
     return value
 
 
+def not_negative(text: str) -> float:
+    """Read a command line's number that may be zero."""
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is below zero")
+    return value
+
+
 def positive_int(text: str) -> int:
     """Read a command line's whole number above zero."""
     value = int(text)

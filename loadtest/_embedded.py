@@ -1,0 +1,82 @@
+"""A system of processes on this machine: the embedded broker, and routers that are the real service."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from _fleet import DOMAIN, READY_TIMEOUT_S, Fleet, FleetOptions, fleet_on
+
+from tocsin.bus import Broker
+from tocsin.cli.authority import issue_service
+from tocsin.cli.supervisor import Supervisor
+from tocsin.contracts.catalogue import PING
+from tocsin.contracts.errors import UnavailableError
+from tocsin.contracts.identifiers import ServiceName
+from tocsin.contracts.operations import PingRequest
+from tocsin.crypto import Authority
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The running system. Make it with :func:`embedded`."""
+
+    fleet: Fleet
+    broker: Broker
+    supervisor: Supervisor
+    routers: tuple[str, ...]
+    """Their instances."""
+
+    def router_pids(self) -> list[int]:
+        """Return the process ids of the routers."""
+        return [child.process.pid for child in self.supervisor.children.values() if child.process is not None]
+
+    async def start_routers(self) -> None:
+        """Start the routers and wait until each has answered a ping."""
+        backend = self.fleet.options.backend
+        for name in self.routers:
+            folder = self.fleet.folder / "credentials" / f"router-{name}"
+            issue_service(self.fleet.root, ServiceName.ROUTER, name, folder, backend=backend)
+            self.supervisor.start(
+                f"router-{name}",
+                "tocsin.router",
+                nats_url=self.broker.url,
+                nats_token_file=str(self.broker.token_file),
+                credentials_dir=str(folder),
+                instance=name,
+                signature_backend=backend.name,
+                log_level="warning",
+            )
+        answered: set[str] = set()
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while missing := set(self.routers) - answered:
+            self.supervisor.check()
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"router {', '.join(sorted(missing))} does not answer", reason="not_ready"
+                )
+            try:
+                # The instances share the requests, so whoever is ready answers one sooner or later.
+                pong = await self.fleet.bus.request(PING[ServiceName.ROUTER], PingRequest(), timeout_s=1.0)
+                answered.add(pong.name)
+            except UnavailableError:
+                await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def embedded(options: FleetOptions, routers: int, folder: Path) -> AsyncIterator[Embedded]:
+    """Start a broker in ``folder`` and connect to it; end everything afterwards, whatever happens."""
+    root = Authority.create_root(DOMAIN, now=datetime.now(UTC), backend=options.backend)
+    broker = Broker.start(folder / "broker")
+    supervisor = Supervisor(folder / "logs")
+    try:
+        async with fleet_on(broker.url, broker.token_file, options, folder, root) as fleet:
+            yield Embedded(fleet, broker, supervisor, tuple(map(str, range(routers))))
+    finally:
+        supervisor.kill()
+        broker.stop()
