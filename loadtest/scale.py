@@ -51,6 +51,10 @@ HALVINGS = 3
 """Rates tried between the two: the one found is within 1.5 ** (1 / 8), 5 %, of the next that was not held."""
 TRIES = 2
 """Runs until a rate counts as not held: what else the machine does for a moment must not end the search."""
+ROUTER_CPUS = 0.15
+"""So little that on two cores three routers are the limit, and not who sends and receives."""
+P99_MS = 100.0
+"""A container that has used up its share waits for the kernel's next period of 100 ms: once is held, twice is not."""
 FEWEST_AGENTS = 6
 """That an installation can plan. Its own never run: the agents here are others."""
 
@@ -201,7 +205,7 @@ async def _by_routers(
             await bench.run(options.rate)
             by_routers.append(bench.results(None))
         else:
-            by_routers.append(bench.results(await highest(bench.held, _first(number, by_routers))))
+            by_routers.append(bench.results(await highest(bench.held, first_rate(number, by_routers))))
     environment = Environment.here(
         backends=sorted(backends),
         algorithms=[fleet.options.algorithm.label],
@@ -211,7 +215,7 @@ async def _by_routers(
     return environment, {**whose, "by_routers": by_routers}
 
 
-def _first(routers: int, before: list[dict[str, Any]]) -> float:
+def first_rate(routers: int, before: list[dict[str, Any]]) -> float:
     """Begin where the number of routers before leads to expect it."""
     each = before[-1]["max_rate_per_s"] / before[-1]["routers"] if before else FIRST_PER_S
     return float(max(round(each * routers), LOWEST_PER_S))
@@ -231,9 +235,11 @@ def _show(by_routers: list[dict[str, Any]]) -> None:
     rows += [
         [f"latency {name} ms", *(one["latency_ms"][name] for one in by_routers)] for name in ("p50", "p99")
     ]
+    most = max(by_routers, key=lambda one: int(one["routers"]))  # it has every container that the others have
     for figure in ("cpu_cores", "cpu_us_per_message"):
-        processes = dict.fromkeys(name for one in by_routers for name in one[figure])
-        rows += [[f"{figure} {name}", *(one[figure].get(name, "") for one in by_routers)] for name in processes]
+        rows += [
+            [f"{figure} {name}", *(one[figure].get(name, "") for one in by_routers)] for name in most[figure]
+        ]
     show_table(
         "the highest rate that was held, or the one asked for",
         ["routers", *(str(one["routers"]) for one in by_routers)],
@@ -253,13 +259,18 @@ def _arguments() -> argparse.Namespace:
     add(
         "--routers", type=positive_int, nargs="+", default=[1, 2, 3], help="how many routers, one after another"
     )
-    add("--router-cpus", type=not_negative, default=0.25, help="cores that each router may use; 0 for no limit")
+    add(
+        "--router-cpus",
+        type=not_negative,
+        default=ROUTER_CPUS,
+        help="cores that each router may use; 0 for no limit",
+    )
     add(
         "--rate",
         type=positive_float,
         help="messages a second, all together; without it the highest is searched",
     )
-    add("--p99-ms", type=positive_float, default=50.0, help="a rate is held while p99 stays below")
+    add("--p99-ms", type=positive_float, default=P99_MS, help="a rate is held while p99 stays below")
     return parser.parse_args()
 
 
