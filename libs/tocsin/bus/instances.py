@@ -23,7 +23,7 @@ def take_instance(folder: Path, service: ServiceName) -> str:
     """Return the name of a free identity in ``folder``; it is this process's until the process ends.
 
     Raises:
-        UnavailableError: ``missing_file``: there is no identity of this service.
+        UnavailableError: ``missing_file``: there is no identity of this service; ``unreadable_file``.
         ExhaustedError: ``no_free_instance``: other copies have them all.
     """
     advice = "`tocsin init --copies N` makes as many identities of each service"
@@ -34,8 +34,7 @@ def take_instance(folder: Path, service: ServiceName) -> str:
             f"no identity of {service.value} in {folder}", reason="missing_file", advice=advice
         )
     for name in names:
-        # Never closed: the lock lives as long as the descriptor.
-        descriptor = os.open(folder / f"{service.value}-{name}.key", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _open(folder / f"{service.value}-{name}.key")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -45,3 +44,15 @@ def take_instance(folder: Path, service: ServiceName) -> str:
     raise ExhaustedError(
         f"all {len(names)} identities of {service.value} are in use", reason="no_free_instance", advice=advice
     )
+
+
+def _open(key: Path) -> int:
+    """Open a key to lock it; never closed by who gets the lock, since it lives as long as the descriptor."""
+    try:
+        return os.open(key, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot read {key.name}: {error.strerror}",
+            reason="unreadable_file",
+            advice="`tocsin init` on the installation's folder lets containers read it",
+        ) from error

@@ -59,6 +59,12 @@ def test_a_name_with_a_dash_is_not_another_services(folder: Path) -> None:
     assert take_instance(folder, ServiceName.QPU_MANAGER) == "0"
 
 
+def test_a_key_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    (tmp_path / "router-0.key").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UnavailableError, match=r"cannot read router-0\.key"):
+        take_instance(tmp_path, ServiceName.ROUTER)
+
+
 def test_a_service_without_an_identity_is_told_what_to_do(folder: Path) -> None:
     with pytest.raises(UnavailableError, match="no identity of fleet") as caught:
         take_instance(folder, ServiceName.FLEET)
