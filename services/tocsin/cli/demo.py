@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,12 +133,10 @@ async def run_demo(options: DemoOptions, console: Console) -> Exit:
         with Screen(console, title=title) as screen:
             screen.begin("start", "the broker")
             system = await unless_stopped(interrupted, options.system())
-            bus = Bus(system.bus_settings(), system.installation.cli_credentials(), Metrics())
-            await unless_stopped(interrupted, bus.__aenter__())
-            try:
+            async with AsyncExitStack() as opened:
+                connecting = Bus(system.bus_settings(), system.installation.cli_credentials(), Metrics())
+                bus = await unless_stopped(interrupted, opened.enter_async_context(connecting))
                 run = await unless_stopped(interrupted, _perform(options, system, bus, screen))
-            finally:
-                await bus.__aexit__(None, None, None)
         files = report.write(run, options.folder, system.installation.root_pem)
         summarise(console, run, files)
         return Exit.BAD_INPUT if run.fed is not None and run.fed.unreadable else OUTCOMES[run.outcome]
