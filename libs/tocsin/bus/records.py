@@ -36,7 +36,6 @@ MAX_WAITING = 4096
 CHANGE_ATTEMPTS = 8
 """How often a change starts anew because somebody else wrote meanwhile."""
 CHANGE_PAUSE_S = 0.05
-KEYS_TIMEOUT_S = 20.0
 IDENTITY_WAIT_S = 2.0
 """How long a write waits for the certificate of who wrote what stands there."""
 
@@ -169,15 +168,17 @@ class Records(Generic[M]):
         return None
 
     async def keys(self) -> frozenset[str]:
-        """Return the keys that stand in the bucket, whether their records hold or not."""
+        """Return the keys that were written and are not forgotten, whether their records hold or not.
+
+        A deleted key is among them until the bucket forgets it.
+        """
+        # Not the client's `keys()`: its mark for "that was all" can overtake the keys.
+        stream, prefix = f"KV_{self._bucket.name}", f"$KV.{self._bucket.name}."
         try:
-            # The client would wait for ever for entries that a broker which restarts no longer sends.
-            async with asyncio.timeout(KEYS_TIMEOUT_S):
-                return frozenset(await (await self._kv()).keys())
-        except nats.js.errors.NoKeysError:
-            return frozenset()
+            info = await self._bus.connection.js.stream_info(stream, subjects_filter=f"{prefix}>")
         except (TimeoutError, nats.errors.Error) as error:
             raise translate(error, self._bucket.name) from error
+        return frozenset(subject.removeprefix(prefix) for subject in info.state.subjects or {})
 
     def forget(self, key: str) -> None:
         """Drop what is remembered of a key that will not be read again."""

@@ -71,6 +71,7 @@ class BucketWatch:
 
     async def _watch(self, bucket: KeyValue) -> None:
         """Follow until the connection was lost and found."""
+        held = (await bucket.status()).values
         watcher = await bucket.watchall()
         try:
             while not self._restart.is_set():
@@ -79,9 +80,14 @@ class BucketWatch:
                 except (TimeoutError, nats.errors.TimeoutError):
                     continue
                 if entry is None:
-                    self._complete.set()
-                elif entry.value:
+                    # The client's mark for "that was all" can overtake the entries themselves.
+                    if not held:
+                        self._complete.set()
+                    continue
+                if entry.value:
                     await self._learn(entry.key, entry.value)
+                if not entry.delta:
+                    self._complete.set()
         finally:
             # Must not replace a cancellation: the connection may be closed already.
             with contextlib.suppress(nats.errors.Error):
