@@ -107,7 +107,7 @@ class HostPlane:
             at={"type": self._kind.name, "priority": Priority.NORMAL.token, "agent": sender},
         )
 
-    async def _receive(self, body: Message, _: Context) -> None:
+    def _receive(self, body: Message, _: Context) -> None:
         self.arrivals.arrived(number_of(body))
 
     def counters(self) -> dict[str, int]:

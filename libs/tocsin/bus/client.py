@@ -37,6 +37,7 @@ from tocsin.bus.history import History
 from tocsin.bus.identities import IdentityDirectory
 from tocsin.bus.intake import Handler, Intake
 from tocsin.bus.opener import Arrival, Context, Opener
+from tocsin.bus.proving import Prover
 from tocsin.bus.records import Records
 from tocsin.bus.requests import Replies, error_reply
 from tocsin.bus.settings import BusSettings
@@ -90,7 +91,8 @@ class Bus:
         self.opener = Opener(self.trust, self.backend, started_ns=time.time_ns())
         self.audiences: frozenset[str] = frozenset({"all", credentials.id.token})
         """What this process's readers may read from subjects that several share."""
-        self._threads = ThreadPoolExecutor(settings.verify_threads, thread_name_prefix="verify")
+        self._threads = ThreadPoolExecutor(settings.verify_threads, thread_name_prefix="verify-other")
+        self._prover = Prover(self.opener, threads=settings.verify_threads)
         self._signers: dict[str, BatchSigner] = {}
         self._main_signer = self.add_key(credentials.key, ())
         self._rejections = RejectionLog(self.metrics)
@@ -112,6 +114,7 @@ class Bus:
         try:
             for signer in {id(s): s for s in self._all_signers()}.values():
                 self.spawn(signer.run(), "signer")
+            self.spawn(self._prover.run(), "prover")
             self._replies = Replies(connection, self.opener, self._threads, self.id, reject=self.reject)
             await self._replies.start()
             self._directory = IdentityDirectory(
@@ -147,6 +150,7 @@ class Bus:
             log.error("tasks_abandoned", tasks=[task.get_name() for task in abandoned])
         for signer in self._all_signers():
             signer.close()
+        self._prover.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _end_subscriptions(self) -> None:
@@ -372,7 +376,7 @@ class Bus:
     async def subscribe(
         self,
         subject: Subject,
-        handler: Callable[[M, Context], Awaitable[object]],
+        handler: Callable[[M, Context], Awaitable[object] | None],
         *,
         queue: str = "",
         concurrency: int = 1,
@@ -381,6 +385,7 @@ class Bus:
     ) -> Subscription:
         """Handle every message on a subject (or on part of it, by ``at``); order kept if ``concurrency`` is 1.
 
+        A handler that never waits is best a plain function: it is called without a task switch.
         A handler that raises one of our errors refuses the message; any other exception is logged. The
         broker knows of the subscription when this returns.
         """
@@ -530,7 +535,7 @@ class Bus:
     ) -> Intake:
         intake = Intake(
             self.opener,
-            self._threads,
+            self._prover,
             self.metrics,
             handler,
             reject=self.reject,

@@ -21,7 +21,7 @@ from nats.js import JetStreamContext, api
 
 from tocsin.bus.connection import Connection, translate
 from tocsin.bus.ending import end_tasks
-from tocsin.bus.intake import Handler, Reject
+from tocsin.bus.intake import Handler, Reject, call
 from tocsin.bus.opener import Arrival, Context, Opener
 from tocsin.bus.replay import ClaimedError, DuplicateError
 from tocsin.contracts.base import Message
@@ -185,7 +185,7 @@ class Consumer:
         alive = asyncio.create_task(self._keep_alive(message))
         begun = time.perf_counter()
         try:
-            await self._handler(body, context)
+            await call(self._handler, body, context)
         except asyncio.CancelledError:
             if stored:
                 self._opener.ledger.release(context.leaf)

@@ -1,9 +1,10 @@
-"""The line between a subscription and its handler: open in order, verify in threads, hand over.
+"""The line between a subscription and its handler: open in order, verify in groups, hand over.
 
-Envelopes keep their order. A full verification never runs on the event loop: the line takes what has
-arrived, sends the batches that were not verified yet to a worker thread in one hand-over, and goes on.
-The line is bounded; when it is full the subscription's callback waits, and the client's own bounded buffer
-fills (:mod:`tocsin.bus.connection`).
+Envelopes keep their order. A full verification never runs on the event loop: the process's one
+:class:`~tocsin.bus.proving.Prover` makes it. A handler that is a plain function is called at once; one that is a
+coroutine has the line's own task, so that what it waits for holds up nobody else. The line is bounded; when it
+is full the subscription's callback waits, and the client's own bounded buffer fills
+(:mod:`tocsin.bus.connection`).
 """
 
 from __future__ import annotations
@@ -11,26 +12,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import iscoroutinefunction, isroutine
 from typing import TypeAlias
 
 from tocsin.bus.ending import is_ending
 from tocsin.bus.opener import Arrival, Context, Inspected, Opener
+from tocsin.bus.proving import Prover
 from tocsin.bus.replay import DuplicateError
 from tocsin.contracts.base import Message
-from tocsin.contracts.errors import TocsinError, UntrustedError
+from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.contracts.subjects import MessageClass
 from tocsin.telemetry import Metrics, get_logger
 
-Handler: TypeAlias = Callable[[Message, Context], Awaitable[object]]
+Handler: TypeAlias = Callable[[Message, Context], Awaitable[object] | None]
 Reject: TypeAlias = Callable[[TocsinError, str, bytes], None]
 
 LINE_LENGTH = 4096
-HAND_OVER = 32
-"""Envelopes verified in one hand-over to a thread."""
 PARK_S = 1.0
 MAX_PARKED = 64
 """A new process's first message can overtake its certificate. So many messages of unknown keys wait, so
@@ -49,16 +50,11 @@ class _Parked:
     """Why it was not taken so far."""
 
 
-def prove_all(opener: Opener, group: list[Inspected]) -> list[TocsinError | None]:
-    """Verify a group in a worker thread; the outcome of each, in order."""
-    outcomes: list[TocsinError | None] = []
-    for inspected in group:
-        try:
-            opener.prove(inspected)
-            outcomes.append(None)
-        except UntrustedError as error:
-            outcomes.append(error)
-    return outcomes
+async def call(handler: Handler, body: Message, context: Context) -> None:
+    """Call a handler, and wait for it if it waits."""
+    waiting = handler(body, context)
+    if waiting is not None:
+        await waiting
 
 
 class Intake:
@@ -67,7 +63,7 @@ class Intake:
     def __init__(
         self,
         opener: Opener,
-        threads: ThreadPoolExecutor,
+        prover: Prover,
         metrics: Metrics,
         handler: Handler,
         *,
@@ -77,14 +73,20 @@ class Intake:
         restrict: Callable[[SpiffeId], bool] | None = None,
     ) -> None:
         self._opener = opener
-        self._threads = threads
+        self._prover = prover
         self._metrics = metrics
         self._handler = handler
         self._reject = reject
         self._restrict = restrict
         self._name = name
         self._concurrency = concurrency
-        self._line: asyncio.Queue[tuple[Inspected, str | None]] = asyncio.Queue(LINE_LENGTH)
+        self._on_proven = self._proven
+        self._waits = iscoroutinefunction(handler) or not isroutine(handler)
+        self._inside = 0
+        self._room, self._idle, self._ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._room.set()
+        self._idle.set()
+        self._accepted: deque[tuple[Message, Context]] = deque()
         self._slots = asyncio.Semaphore(concurrency)
         self._running: set[asyncio.Task[None]] = set()
         self._parked: deque[_Parked] = deque()
@@ -105,7 +107,12 @@ class Intake:
             else:
                 self._reject(error, arrival.subject, data)
             return
-        await self._line.put((inspected, reply))
+        while self._inside >= LINE_LENGTH:
+            self._room.clear()
+            await self._room.wait()
+        self._inside += 1
+        self._idle.clear()
+        self._prover.put(inspected, reply, self._on_proven)
 
     def identities_changed(self) -> None:
         """Try again what waits for a certificate."""
@@ -139,63 +146,72 @@ class Intake:
             self._give_up_later()
 
     async def run(self) -> None:
-        """Serve the line until cancelled."""
-        while True:
-            group = [await self._line.get()]
-            while len(group) < HAND_OVER and not self._line.empty():
-                group.append(self._line.get_nowait())
-            outcomes = await self._prove([inspected for inspected, _ in group])
-            for (inspected, reply), error in zip(group, outcomes, strict=True):
-                if error is not None:
-                    self._reject(error, inspected.arrival.subject, inspected.data)
-                else:
-                    await self._accept(inspected, reply)
-                self._line.task_done()
+        """Call a handler that is a coroutine, message after message, until cancelled."""
+        while self._waits:
+            if not self._accepted:
+                self._ready.clear()
+                await self._ready.wait()
+            body, context = self._accepted.popleft()
+            if self._concurrency == 1:
+                await self._handle(body, context)
+                self._left()
+            else:
+                await self._slots.acquire()
+                task = asyncio.create_task(self._handle(body, context))
+                self._running.add(task)
+                task.add_done_callback(self._finished)
 
     async def idle(self) -> None:
         """Wait until everything that came has been handled."""
-        await self._line.join()
-        if self._running:
-            await asyncio.wait(self._running)
+        await self._idle.wait()
 
-    async def _prove(self, group: list[Inspected]) -> list[TocsinError | None]:
-        unproven = [inspected for inspected in group if not self._opener.is_proven(inspected)]
-        if not unproven:
-            return [None] * len(group)
-        loop = asyncio.get_running_loop()
-        failed = await loop.run_in_executor(self._threads, prove_all, self._opener, unproven)
-        by_envelope = {id(inspected): error for inspected, error in zip(unproven, failed, strict=True)}
-        return [by_envelope.get(id(inspected)) for inspected in group]
+    def _left(self) -> None:
+        self._inside -= 1
+        if not self._inside:
+            self._idle.set()
+        self._room.set()
 
-    async def _accept(self, inspected: Inspected, reply: str | None) -> None:
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._slots.release()
+        self._left()
+
+    def _proven(self, inspected: Inspected, reply: str | None, error: TocsinError | None) -> None:
+        """Take an envelope whose signature was verified: steps 10 to 12, then the handler."""
         try:
+            if error is not None:
+                raise error
             body, context = self._opener.accept(
                 inspected, now_ns=time.time_ns(), reply=reply, restrict=self._restrict
             )
         except DuplicateError:
             self._metrics.count(f"duplicates.{inspected.kind.name}")
-            return
-        except TocsinError as error:
-            self._reject(error, inspected.arrival.subject, inspected.data)
-            return
-        self._metrics.count("envelopes_verified")
-        if self._concurrency == 1:
-            await self._handle(body, context)
-            return
-        await self._slots.acquire()
-        task = asyncio.create_task(self._handle(body, context))
-        self._running.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._slots.release()
+            self._left()
+        except TocsinError as refused:
+            self._reject(refused, inspected.arrival.subject, inspected.data)
+            self._left()
+        else:
+            self._metrics.count("envelopes_verified")
+            if self._waits:
+                self._accepted.append((body, context))
+                self._ready.set()
+            else:
+                with self._handling(context):
+                    if self._handler(body, context) is not None:
+                        raise TypeError("a handler that waits must be a coroutine function")
+                self._left()
 
     async def _handle(self, body: Message, context: Context) -> None:
+        with self._handling(context):
+            await call(self._handler, body, context)
+
+    @contextmanager
+    def _handling(self, context: Context) -> Iterator[None]:
+        """Count a handler's outcome, and settle a stored message's claim by it."""
         stored = context.kind.message_class is MessageClass.STORED
         begun = time.perf_counter()
         try:
-            await self._handler(body, context)
+            yield
         except TocsinError as error:
             self._metrics.count(f"handler_refusals.{error.reason}")
             log.warning("handler_refused", line=self._name, reason=error.reason, detail=str(error))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from envelopes import AT_HEARTBEAT, HOST, Party, authority, heartbeat, party, se
 
 from tocsin.bus.intake import Intake
 from tocsin.bus.opener import Arrival, Context, Inspected, Opener
+from tocsin.bus.proving import Prover
 from tocsin.contracts.base import Message
 from tocsin.contracts.errors import TocsinError
 from tocsin.crypto import Algorithm, LocalKey, TrustStore, select_backend
@@ -50,19 +50,22 @@ async def line(handler: object) -> AsyncIterator[Line]:
     backend = select_backend("openssl")
     opener = CountingOpener(TrustStore(authority().certificate_pem, backend), backend, started_ns=0)
     made = Line(opener)
-    with ThreadPoolExecutor(1) as threads:
-        made.intake = Intake(
-            opener,
-            threads,
-            made.metrics,
-            handler,  # type: ignore[arg-type]  # each test's own
-            reject=made.reject,
-            name="test",
-        )
-        made.task = asyncio.create_task(made.intake.run())
-        yield made
-        made.task.cancel()
-        await asyncio.gather(made.task, return_exceptions=True)
+    prover = Prover(opener, threads=1)
+    made.intake = Intake(
+        opener,
+        prover,
+        made.metrics,
+        handler,  # type: ignore[arg-type]  # each test's own
+        reject=made.reject,
+        name="test",
+    )
+    made.task = asyncio.create_task(made.intake.run())
+    proving = asyncio.create_task(prover.run())
+    yield made
+    for task in (made.task, proving):
+        task.cancel()
+    await asyncio.gather(made.task, proving, return_exceptions=True)
+    prover.close()
 
 
 def certified_now() -> Party:

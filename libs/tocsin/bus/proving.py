@@ -1,0 +1,142 @@
+"""Verify what all of a process's lines have received: in groups, in order, off the event loop.
+
+A host has a line for every agent, and a batch's messages come over many of them. So signatures are verified
+here for all lines together: whatever has arrived while one group was being verified is the next group, each
+batch in it is verified once, and one hand-over to the worker threads serves them all.
+
+Emergencies have a lane and a thread of their own: however much waits, they do not wait for it. Within a lane
+everything keeps its order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeAlias
+
+from tocsin.bus.opener import Inspected, Opener
+from tocsin.contracts.errors import UntrustedError
+from tocsin.contracts.identifiers import Priority
+from tocsin.telemetry import get_logger
+
+Proven: TypeAlias = Callable[[Inspected, str | None, UntrustedError | None], None]
+"""Takes an envelope whose signature was verified, its reply subject, and the error if it did not hold."""
+
+GROUP = 64
+"""Envelopes of one group: the event loop is given back after some milliseconds of handing them on."""
+SPLIT = 8
+"""Full verifications that are worth a second thread."""
+
+log = get_logger(__name__)
+
+
+class _One(NamedTuple):
+    inspected: Inspected
+    reply: str | None
+    then: Proven
+
+
+class Prover:
+    """Verifies signatures for every line of one process. Use as a task: :meth:`run` until cancelled.
+
+    What waits is bounded by the lines, each of which takes no more than its length.
+    """
+
+    def __init__(self, opener: Opener, *, threads: int) -> None:
+        self._ordinary = _Lane(opener, threads, "verify")
+        self._urgent = _Lane(opener, 1, "verify-urgent")
+
+    def put(self, inspected: Inspected, reply: str | None, then: Proven) -> None:
+        """Take an envelope after step 8; ``then`` is called when step 9 is done."""
+        urgent = inspected.envelope.content.priority == Priority.CRITICAL
+        (self._urgent if urgent else self._ordinary).put(_One(inspected, reply, then))
+
+    async def run(self) -> None:
+        """Verify group after group."""
+        async with asyncio.TaskGroup() as lanes:
+            lanes.create_task(self._ordinary.run())
+            lanes.create_task(self._urgent.run())
+
+    def close(self) -> None:
+        """End the threads."""
+        self._ordinary.close()
+        self._urgent.close()
+
+
+class _Lane:
+    def __init__(self, opener: Opener, threads: int, name: str) -> None:
+        self._opener = opener
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._waiting: deque[_One] = deque()
+        self._arrived = asyncio.Event()
+
+    def put(self, one: _One) -> None:
+        self._waiting.append(one)
+        self._arrived.set()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self) -> None:
+        group: list[_One] = []
+        outcomes: dict[object, UntrustedError | None] = {}
+        while True:
+            if not group:
+                await self._arrived.wait()
+            # The next group's signatures are verified while this group's messages are handed on.
+            following, begun = self._begin()
+            for one in group:
+                try:
+                    one.then(one.inspected, one.reply, outcomes.get(_signature(one.inspected)))
+                except Exception:  # all lines depend on this task: it outlives a bug in one of them
+                    log.exception("line_failed", type=one.inspected.kind.name)
+            outcomes = {key: error for part in begun for key, error in await part}
+            group = following
+            # Whoever sends must come to its turn, too.
+            await asyncio.sleep(0)
+
+    def _begin(self) -> tuple[list[_One], list[asyncio.Future[list[tuple[object, UntrustedError | None]]]]]:
+        group = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP))]
+        if not self._waiting:
+            self._arrived.clear()
+        unproven = {
+            _signature(one.inspected): one.inspected
+            for one in group
+            if not self._opener.is_proven(one.inspected)
+        }
+        if not unproven:
+            return group, []
+        loop = asyncio.get_running_loop()
+        parts = _split(list(unproven.items()), self._threads)
+        return group, [loop.run_in_executor(self._pool, _prove_all, self._opener, part) for part in parts]
+
+
+def _signature(inspected: Inspected) -> object:
+    """Name the signature over a batch: what a full verification is about."""
+    proof = inspected.envelope.proof
+    return inspected.envelope.key_id, inspected.root, proof.size, proof.algorithm, proof.signature
+
+
+def _split(
+    unproven: Sequence[tuple[object, Inspected]], threads: int
+) -> Iterable[Sequence[tuple[object, Inspected]]]:
+    parts = max(1, min(threads, len(unproven) // SPLIT))
+    return (unproven[part::parts] for part in range(parts))
+
+
+def _prove_all(
+    opener: Opener, unproven: Sequence[tuple[object, Inspected]]
+) -> list[tuple[object, UntrustedError | None]]:
+    """Verify in a worker thread."""
+    outcomes: list[tuple[object, UntrustedError | None]] = []
+    for key, inspected in unproven:
+        try:
+            opener.prove(inspected)
+        except UntrustedError as error:
+            outcomes.append((key, error))
+        else:
+            outcomes.append((key, None))
+    return outcomes
