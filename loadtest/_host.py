@@ -96,9 +96,9 @@ class HostPlane:
     ) -> None:
         await self._bus.__aexit__(kind, error, trace)
 
-    async def send(self, number: int, sender: str, recipient: str) -> None:
+    def send(self, number: int, sender: str, recipient: str) -> None:
         """Send one message through the router."""
-        await self._bus.publish(
+        self._bus.publish_nowait(
             ROUTE,
             self._kind,
             body_of(self._kind, number, self._filler),

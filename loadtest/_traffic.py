@@ -12,7 +12,7 @@ import math
 import time
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,21 +102,23 @@ class Arrivals:
 
 
 async def send_on_time(
-    plan: Schedule, share: Iterable[int], start_ns: int, send: Callable[[int], Awaitable[None]], done: Sending
+    plan: Schedule,
+    share: Iterable[int],
+    start_ns: int,
+    send: Callable[[int], Awaitable[None] | None],
+    done: Sending,
 ) -> None:
-    """Begin each send when it is due, whether or not those before it have ended."""
+    """Begin each send when it is due, whether or not those before it have ended.
+
+    Args:
+        plan: when each message is due.
+        share: the numbers of this sender's messages.
+        start_ns: the moment from which the due moments count.
+        send: sends one message; what it returns, if anything, is awaited by a task of its own.
+        done: where it is recorded.
+    """
     room = asyncio.Semaphore(MAX_IN_FLIGHT)
     in_flight: set[asyncio.Task[None]] = set()
-
-    async def one(number: int) -> None:
-        begun_ns = time.monotonic_ns()
-        try:
-            await send(number)
-        except TocsinError as error:
-            done.failures[error.reason] += 1
-        else:
-            done.sent.append(number)
-            done.took_ms.append((time.monotonic_ns() - begun_ns) / 1e6)
 
     def ended(task: asyncio.Task[None]) -> None:
         in_flight.discard(task)
@@ -129,14 +131,44 @@ async def send_on_time(
             await asyncio.sleep(math.ceil(wait_ns / 1e6) / 1e3)
         if done.begun % TURN == 0:
             await asyncio.sleep(0)
-        await room.acquire()
-        done.begun += 1
-        done.lags_ms.append((time.monotonic_ns() - due_ns) / 1e6)
-        task = asyncio.create_task(one(number))
-        in_flight.add(task)
-        task.add_done_callback(ended)
+        if (sending := _begin(number, due_ns, send, done)) is not None:
+            await room.acquire()
+            task = asyncio.create_task(sending)
+            in_flight.add(task)
+            task.add_done_callback(ended)
     # A task that failed with anything but an error of ours fails the run.
     await asyncio.gather(*in_flight)
+
+
+def _begin(
+    number: int, due_ns: int, send: Callable[[int], Awaitable[None] | None], done: Sending
+) -> Coroutine[Any, Any, None] | None:
+    """Begin one send; return what is left of it, if anything."""
+    done.begun += 1
+    begun_ns = time.monotonic_ns()
+    done.lags_ms.append((begun_ns - due_ns) / 1e6)
+
+    def ended() -> None:
+        done.sent.append(number)
+        done.took_ms.append((time.monotonic_ns() - begun_ns) / 1e6)
+
+    async def rest(sending: Awaitable[None]) -> None:
+        try:
+            await sending
+        except TocsinError as error:
+            done.failures[error.reason] += 1
+        else:
+            ended()
+
+    try:
+        sending = send(number)
+    except TocsinError as error:
+        done.failures[error.reason] += 1
+        return None
+    if sending is not None:
+        return rest(sending)
+    ended()
+    return None
 
 
 class Outcome(BaseModel):

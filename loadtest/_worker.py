@@ -67,7 +67,7 @@ class Plane(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    async def send(self, number: int, sender: str, recipient: str) -> None:
+    def send(self, number: int, sender: str, recipient: str) -> Awaitable[None] | None:
         """Send message ``number`` from one agent to another."""
         ...
 
@@ -110,11 +110,11 @@ async def _work(plan: TrafficPlan, plane: Plane) -> None:
         _say(Said(state="done", outcome=outcome_of(sending, plane.arrivals, counted)))
 
 
-def sender_of(plan: TrafficPlan, plane: Plane) -> Callable[[int], Awaitable[None]]:
+def sender_of(plan: TrafficPlan, plane: Plane) -> Callable[[int], Awaitable[None] | None]:
     """Return what sends message ``number``, from one of this worker's agents to any other agent."""
     chance = random.Random(plan.seed)  # a seed fixes who writes to whom
 
-    def send(number: int) -> Awaitable[None]:
+    def send(number: int) -> Awaitable[None] | None:
         sender = chance.choice(plan.agents)
         recipient = sender
         while recipient == sender:

@@ -17,26 +17,27 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, cast
 
 import nats.errors
 import nats.js.errors
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import api
 
 from tocsin.bus import certificates
 from tocsin.bus.audit import RejectionLog
-from tocsin.bus.connection import Connection, translate
+from tocsin.bus.connection import Connection, Taker, translate
 from tocsin.bus.consumer import Consumer
 from tocsin.bus.credentials import Credentials
 from tocsin.bus.ending import end_tasks
-from tocsin.bus.envelope import encode_body, encode_content, make_content
+from tocsin.bus.envelope import Content, encode_body, encode_content, make_content
 from tocsin.bus.history import History
 from tocsin.bus.identities import IdentityDirectory
 from tocsin.bus.intake import Handler, Intake
 from tocsin.bus.opener import Arrival, Context, Opener
+from tocsin.bus.outbox import Outbox, check_size
 from tocsin.bus.proving import Prover
 from tocsin.bus.records import Records
 from tocsin.bus.requests import Replies, error_reply
@@ -95,6 +96,7 @@ class Bus:
         self._prover = Prover(self.opener, threads=settings.verify_threads)
         self._signers: dict[str, BatchSigner] = {}
         self._main_signer = self.add_key(credentials.key, ())
+        self._outbox = Outbox(self.metrics)
         self._rejections = RejectionLog(self.metrics)
         self._tasks: set[asyncio.Task[None]] = set()
         self._intakes: list[Intake] = []
@@ -115,6 +117,7 @@ class Bus:
             for signer in {id(s): s for s in self._all_signers()}.values():
                 self.spawn(signer.run(), "signer")
             self.spawn(self._prover.run(), "prover")
+            self.spawn(self._outbox.run(connection), "outbox")
             self._replies = Replies(connection, self.opener, self._threads, self.id, reject=self.reject)
             await self._replies.start()
             self._directory = IdentityDirectory(
@@ -222,12 +225,40 @@ class Bus:
         sender: SpiffeId | None = None,
     ) -> Sent:
         """Make an envelope: the only function that does. It is signed, not sent."""
+        content = self._content(
+            kind,
+            body,
+            audience=audience,
+            priority=priority,
+            ttl_ms=ttl_ms,
+            correlation=correlation,
+            trace=trace,
+            sender=sender,
+        )
+        content_bytes = encode_content(content)
+        signer = self._signers.get(content.sender, self._main_signer)
+        data = await signer.envelope(content_bytes, urgent=priority is Priority.CRITICAL)
+        check_size(kind, data)
+        return Sent(content.id, leaf_hash(content_bytes), data, content.issued_at)
+
+    def _content(
+        self,
+        kind: MessageType[Message],
+        body: Message,
+        *,
+        audience: str,
+        priority: Priority,
+        ttl_ms: int | None = None,
+        correlation: bytes | None = None,
+        trace: str | None = None,
+        sender: SpiffeId | None = None,
+    ) -> Content:
         sender = sender or self.id
         if not kind.senders.admit(sender):
             raise DeniedError(f"{sender} may not send {kind.name}", reason="sender_not_allowed")
         if not isinstance(body, kind.model):
             raise InvalidInputError(f"{kind.name} carries {kind.model.__name__}", reason="bad_body")
-        content = make_content(
+        return make_content(
             type_name=kind.name,
             sender=str(sender),
             audience=audience,
@@ -238,14 +269,36 @@ class Bus:
             correlation=correlation,
             trace=trace,
         )
-        content_bytes = encode_content(content)
+
+    def publish_nowait(
+        self,
+        subject: Subject,
+        kind: MessageType[Message],
+        body: Message,
+        *,
+        audience: str | None = None,
+        priority: Priority = Priority.NORMAL,
+        sender: SpiffeId | None = None,
+        at: Tokens = NO_TOKENS,
+    ) -> None:
+        """Queue a message to be signed and published: for whoever sends thousands a second.
+
+        It costs half of what :meth:`publish` does, which gives every message a task's turn. Order is kept among
+        the messages that one key signs. A message that cannot be sent after all is counted
+        (``unsent.<reason>``), and nobody is told.
+
+        Raises:
+            ExhaustedError: ``signer_full``: too many wait for their signature.
+            InvalidInputError: it cannot be made.
+            DeniedError: the sender may not send this type.
+        """
+        where = subject.at(**at)
+        audience = audience or subject.audience_at(at)
+        if audience is None:
+            raise InvalidInputError(f"{subject.name} needs an audience", reason="bad_subject")
+        content = self._content(kind, body, audience=audience, priority=priority, sender=sender)
         signer = self._signers.get(content.sender, self._main_signer)
-        data = await signer.envelope(content_bytes, urgent=priority is Priority.CRITICAL)
-        if len(data) > kind.max_bytes:
-            raise InvalidInputError(
-                f"{kind.name} of {len(data)} bytes, limit {kind.max_bytes}", reason="too_large"
-            )
-        return Sent(content.id, leaf_hash(content_bytes), data, content.issued_at)
+        signer.put(encode_content(content), partial(self._outbox.put, kind, where))
 
     async def publish(
         self,
@@ -391,15 +444,15 @@ class Bus:
         """
         intake = self._intake(subject.name, cast("Handler", handler), concurrency, restrict)
 
-        async def receive(message: Msg) -> None:
+        def receive(data: bytes, concrete: str, _: str) -> None:
             try:
-                arrival = Arrival.on(subject, message.subject, self.audiences)
+                arrival = Arrival.on(subject, concrete, self.audiences)
             except InvalidInputError as error:
-                self.reject(error, message.subject, message.data)
-                return
-            await intake.put(message.data, arrival)
+                self.reject(error, concrete, data)
+            else:
+                intake.put(data, arrival)
 
-        subscription = await self.connection.subscribe(subject.pattern(**at), receive, queue=queue)
+        subscription = await self.connection.take(subject.pattern(**at), receive, queue=queue)
         self._subscriptions.append(subscription)
         await self.flush()
         return subscription
@@ -413,7 +466,7 @@ class Bus:
         concurrency: int = 16,
         sender: SpiffeId | None = None,
         at: Tokens = NO_TOKENS,
-    ) -> Callable[[bytes, str, str], Awaitable[None]]:
+    ) -> Taker:
         """Answer a request with ``handler``; its errors travel back as the same family.
 
         Returns:
@@ -428,22 +481,16 @@ class Bus:
 
         intake = self._intake(request.verb, answer, concurrency, None)
 
-        async def receive(data: bytes, subject: str, reply: str) -> None:
+        def receive(data: bytes, subject: str, reply: str) -> None:
             try:
                 arrival = Arrival.on(request.subject, subject)
             except InvalidInputError as error:
                 self.reject(error, subject, data)
-                return
-            await intake.put(data, arrival, reply)
+            else:
+                intake.put(data, arrival, reply)
 
         if queue or at:
-
-            async def receive_message(message: Msg) -> None:
-                await receive(message.data, message.subject, message.reply)
-
-            subscription = await self.connection.subscribe(
-                request.subject.pattern(**at), receive_message, queue=queue
-            )
+            subscription = await self.connection.take(request.subject.pattern(**at), receive, queue=queue)
             self._subscriptions.append(subscription)
             await self.flush()
         return receive

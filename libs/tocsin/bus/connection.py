@@ -13,6 +13,7 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import nats
@@ -85,17 +86,35 @@ def translate(error: Exception, what: str) -> TocsinError:
     return UnavailableError(f"{what}: {type(error).__name__} {error}"[:300], reason="broker_unavailable")
 
 
+Taker: TypeAlias = Callable[[bytes, str, str], None]
+"""Takes a message's data, subject and reply subject, at once: it bounds what it keeps, and does not wait."""
+
+
 class _Client(Client):
-    """The client, made to outlive a message that it cannot read.
+    """The client, made to outlive a message that it cannot read, and to hand messages on at once.
+
+    A subscription with a taker has neither the client's own queue nor its task: they cost as much as a message's
+    way through the rest of the client, and the bus has a bounded line of its own.
 
     A subject that is no UTF-8, or a header of eight bytes, raises inside the client's read loop and ends it
     while the connection looks alive (nats.py 2.16, ``_read_loop``): one publication would silence every
     subscriber. Here such a message is counted and dropped.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.takers: dict[int, Taker] = {}
+
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:
-            await super()._process_msg(sid, subject, reply, data, headers)
+            taker = self.takers.get(sid)
+            if taker is None:
+                await super()._process_msg(sid, subject, reply, data, headers)
+            elif (subscription := self._subs.get(sid)) is None:
+                del self.takers[sid]
+            else:
+                subscription._received += 1  # noqa: SLF001 - as the client counts
+                taker(data, subject.decode(), reply.decode())
         except Exception as error:  # noqa: BLE001 - whatever it is, the next message must be read
             await self._error_cb(error)
 
@@ -103,7 +122,7 @@ class _Client(Client):
 class Connection:
     """A NATS connection with JetStream. Make it with :meth:`open`."""
 
-    def __init__(self, client: Client, metrics: Metrics, label: str) -> None:
+    def __init__(self, client: _Client, metrics: Metrics, label: str) -> None:
         self.client = client
         self.js: JetStreamContext = client.jetstream(timeout=JETSTREAM_TIMEOUT_S, publish_async_max_pending=256)
         self._metrics = metrics
@@ -202,6 +221,16 @@ class Connection:
             )
         except nats.errors.Error as error:
             raise translate(error, subject) from error
+
+    async def take(self, subject: str, taker: Taker, *, queue: str = "") -> Subscription:
+        """Subscribe with what takes every message at once, in the client's read loop; headers are not read."""
+
+        async def early(message: Msg) -> None:
+            taker(message.data, message.subject, message.reply)
+
+        subscription = await self.subscribe(subject, early, queue=queue)
+        self.client.takers[subscription._id] = taker  # noqa: SLF001 - the client has no public name for it
+        return subscription
 
     async def close(self) -> None:
         """Drain: no new messages, those that came are handled, what was published is flushed."""

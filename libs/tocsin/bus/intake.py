@@ -2,9 +2,8 @@
 
 Envelopes keep their order. A full verification never runs on the event loop: the process's one
 :class:`~tocsin.bus.proving.Prover` makes it. A handler that is a plain function is called at once; one that is a
-coroutine has the line's own task, so that what it waits for holds up nobody else. The line is bounded; when it
-is full the subscription's callback waits, and the client's own bounded buffer fills
-(:mod:`tocsin.bus.connection`).
+coroutine has the line's own task, so that what it waits for holds up nobody else. The line is bounded: what comes
+when it is full is refused as ``line_full``, counted and audited.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tocsin.bus.opener import Arrival, Context, Inspected, Opener
 from tocsin.bus.proving import Prover
 from tocsin.bus.replay import DuplicateError
 from tocsin.contracts.base import Message
-from tocsin.contracts.errors import TocsinError
+from tocsin.contracts.errors import ExhaustedError, TocsinError
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.contracts.subjects import MessageClass
 from tocsin.telemetry import Metrics, get_logger
@@ -31,7 +30,8 @@ from tocsin.telemetry import Metrics, get_logger
 Handler: TypeAlias = Callable[[Message, Context], Awaitable[object] | None]
 Reject: TypeAlias = Callable[[TocsinError, str, bytes], None]
 
-LINE_LENGTH = 4096
+LINE_LENGTH = 16_384
+"""Messages that one line holds, from their arrival until they are handled: 70 MB of ordinary envelopes."""
 PARK_S = 1.0
 MAX_PARKED = 64
 """A new process's first message can overtake its certificate. So many messages of unknown keys wait, so
@@ -83,33 +83,30 @@ class Intake:
         self._on_proven = self._proven
         self._waits = iscoroutinefunction(handler) or not isroutine(handler)
         self._inside = 0
-        self._room, self._idle, self._ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._room.set()
+        self._idle, self._ready = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._accepted: deque[tuple[Message, Context]] = deque()
         self._slots = asyncio.Semaphore(concurrency)
         self._running: set[asyncio.Task[None]] = set()
         self._parked: deque[_Parked] = deque()
         self._giving_up: asyncio.TimerHandle | None = None
-        self._retries: set[asyncio.Task[None]] = set()
 
-    async def put(self, data: bytes, arrival: Arrival, reply: str | None = None) -> None:
+    def put(self, data: bytes, arrival: Arrival, reply: str | None = None) -> None:
         """Take one message: steps 1 to 8 now, the rest in order behind what came before."""
-        await self._put(data, arrival, reply, until=time.monotonic() + PARK_S)
+        self._put(data, arrival, reply, until=0.0)
 
-    async def _put(self, data: bytes, arrival: Arrival, reply: str | None, *, until: float) -> None:
+    def _put(self, data: bytes, arrival: Arrival, reply: str | None, *, until: float) -> None:
         try:
+            if self._inside >= LINE_LENGTH:
+                raise ExhaustedError(f"{LINE_LENGTH} messages wait in this line", reason="line_full")
             inspected = self._opener.inspect(data, arrival, now_ns=time.time_ns())
         except TocsinError as error:
             if error.reason == "unknown_key" and len(self._parked) < MAX_PARKED:
-                self._parked.append(_Parked(data, arrival, reply, until, error))
+                self._parked.append(_Parked(data, arrival, reply, until or time.monotonic() + PARK_S, error))
                 self._give_up_later()
             else:
                 self._reject(error, arrival.subject, data)
             return
-        while self._inside >= LINE_LENGTH:
-            self._room.clear()
-            await self._room.wait()
         self._inside += 1
         self._idle.clear()
         self._prover.put(inspected, reply, self._on_proven)
@@ -120,14 +117,8 @@ class Intake:
             return
         waiting = list(self._parked)
         self._parked.clear()
-
-        async def retry() -> None:
-            for one in waiting:
-                await self._put(one.data, one.arrival, one.reply, until=one.until)
-
-        task = asyncio.create_task(retry())
-        self._retries.add(task)
-        task.add_done_callback(self._retries.discard)
+        for one in waiting:
+            self._put(one.data, one.arrival, one.reply, until=one.until)
 
     def _give_up_later(self) -> None:
         """One timer for all that wait: nothing is tried again before a certificate has come."""
@@ -169,7 +160,6 @@ class Intake:
         self._inside -= 1
         if not self._inside:
             self._idle.set()
-        self._room.set()
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

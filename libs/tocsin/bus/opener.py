@@ -135,8 +135,7 @@ class Inspected(NamedTuple):
     root: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """What a handler may know about the message besides its body."""
 
     sender: SpiffeId

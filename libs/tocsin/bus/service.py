@@ -216,7 +216,7 @@ class Service(Generic[S]):
         assert self._micro is not None  # noqa: S101 - set before the first endpoint
 
         async def endpoint(request: MicroRequest) -> None:
-            await receive(request.data, request.subject, request._msg.reply)  # noqa: SLF001 - no public way
+            receive(request.data, request.subject, request._msg.reply)  # noqa: SLF001 - no public way
 
         await self._micro.add_endpoint(
             name=mark.request.verb.replace(".", "-"), subject=mark.request.subject.pattern(), handler=endpoint

@@ -15,11 +15,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeAlias
 
 from tocsin.bus.envelope import encode_envelope
-from tocsin.contracts.errors import UnavailableError
+from tocsin.contracts.errors import ExhaustedError, UnavailableError
 from tocsin.crypto import Proof, Signer, sign_batch
 from tocsin.telemetry import Metrics
 
@@ -37,6 +39,10 @@ SMOOTHING = 0.2
 """Weight of the newest sample in the running means of a signature's cost and of the messages' rate."""
 
 
+Taker: TypeAlias = Callable[[bytes | UnavailableError], None]
+"""Takes an envelope, or why there is none. It must not raise."""
+
+
 class BatchSigner:
     """Makes envelopes for one key. Use as a task: :meth:`run` until cancelled."""
 
@@ -44,7 +50,7 @@ class BatchSigner:
         self._signer = signer
         self._metrics = metrics
         self._max_batch = max_batch
-        self._waiting: deque[tuple[bytes, asyncio.Future[bytes]]] = deque()
+        self._waiting: deque[tuple[bytes, Taker]] = deque()
         self._ready = asyncio.Event()
         self._room = asyncio.Semaphore(MAX_WAITING)
         self._batch_thread = ThreadPoolExecutor(1, thread_name_prefix="sign")
@@ -63,9 +69,25 @@ class BatchSigner:
             return encode_envelope(content_bytes, self._signer.key_id, proofs[0])
         async with self._room:
             done: asyncio.Future[bytes] = loop.create_future()
-            self._waiting.append((content_bytes, done))
-            self._ready.set()
+            self._put(content_bytes, partial(_settle, done))
             return await done
+
+    def put(self, content_bytes: bytes, taker: Taker) -> None:
+        """Let ``taker`` have the envelope once it is signed: without a task of its own for each message.
+
+        Raises:
+            ExhaustedError: ``signer_full``.
+            UnavailableError: the signer is closed.
+        """
+        if self._closed:
+            raise UnavailableError("the signer is closed", reason="closing")
+        if len(self._waiting) >= MAX_WAITING:
+            raise ExhaustedError(f"{MAX_WAITING} messages wait for a signature", reason="signer_full")
+        self._put(content_bytes, taker)
+
+    def _put(self, content_bytes: bytes, taker: Taker) -> None:
+        self._waiting.append((content_bytes, taker))
+        self._ready.set()
 
     async def run(self) -> None:
         """Sign batch after batch."""
@@ -83,11 +105,9 @@ class BatchSigner:
             try:
                 proofs, cost_s = await loop.run_in_executor(self._batch_thread, _sign, self._signer, contents)
             except BaseException as error:
-                for _, done in batch:
-                    if not done.done():
-                        done.set_exception(
-                            UnavailableError(f"signing failed: {error}", reason="signing_failed")
-                        )
+                refusal = UnavailableError(f"signing failed: {error}", reason="signing_failed")
+                for _, taker in batch:
+                    taker(refusal)
                 if not isinstance(error, Exception):
                     raise
                 # The senders are told; those who come next must not wait for a signer that has ended.
@@ -95,17 +115,15 @@ class BatchSigner:
                 continue
             self._pace.cost(cost_s)
             self._count(proofs)
-            for (content, done), proof in zip(batch, proofs, strict=True):
-                if not done.done():
-                    done.set_result(encode_envelope(content, self._signer.key_id, proof))
+            for (content, taker), proof in zip(batch, proofs, strict=True):
+                taker(encode_envelope(content, self._signer.key_id, proof))
 
     def close(self) -> None:
         """Refuse further messages and end the threads; those that still wait are told."""
         self._closed = True
         while self._waiting:
-            _, done = self._waiting.popleft()
-            if not done.done():
-                done.set_exception(UnavailableError("the signer is closed", reason="closing"))
+            _, taker = self._waiting.popleft()
+            taker(UnavailableError("the signer is closed", reason="closing"))
         self._batch_thread.shutdown(wait=False, cancel_futures=True)
         self._urgent_thread.shutdown(wait=False, cancel_futures=True)
 
@@ -139,6 +157,15 @@ class Pace:
     def cost(self, cost_s: float) -> None:
         """Record the CPU time that a signature took, in seconds."""
         self._cost_s += (SMOOTHING if self._cost_s else 1.0) * (cost_s - self._cost_s)
+
+
+def _settle(done: asyncio.Future[bytes], outcome: bytes | UnavailableError) -> None:
+    if done.done():
+        return
+    if isinstance(outcome, UnavailableError):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)
 
 
 def _sign(signer: Signer, contents: Sequence[bytes]) -> tuple[list[Proof], float]:

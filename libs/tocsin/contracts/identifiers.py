@@ -81,7 +81,10 @@ class Priority(IntEnum):
     @property
     def token(self) -> str:
         """The subject token, e.g. ``critical``."""
-        return self.name.lower()
+        return _PRIORITY_TOKENS[self]
+
+
+_PRIORITY_TOKENS = tuple(priority.name.lower() for priority in Priority)
 
 
 class Severity(StrEnum):
@@ -130,7 +133,7 @@ class SpiffeId:
 
     def __str__(self) -> str:
         path = f"{self.group}/{self.name}" if self.group else self.name
-        return f"spiffe://{self.domain}/{self.kind.value}/{path}"
+        return f"spiffe://{self.domain}/{self.kind}/{path}"
 
     @property
     def token(self) -> str:

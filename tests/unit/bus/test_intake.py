@@ -91,7 +91,7 @@ async def test_messages_of_unknown_keys_are_looked_at_once(monkeypatch: pytest.M
     (unknown,) = seal(party(HOST).key, [heartbeat()])
     async with line(ignore) as made:
         for _ in range(150):
-            await made.intake.put(unknown, AT_HEARTBEAT)
+            made.intake.put(unknown, AT_HEARTBEAT)
             await asyncio.sleep(0.002)
         async with asyncio.timeout(5):
             while len(made.rejected) < 150:
@@ -109,7 +109,7 @@ async def test_a_message_that_overtook_its_certificate_is_handled() -> None:
     sender = certified_now()
     now = heartbeat(issued_at=time.time_ns())
     async with line(keep) as made:
-        await made.intake.put(seal(sender.key, [now])[0], AT_HEARTBEAT)
+        made.intake.put(seal(sender.key, [now])[0], AT_HEARTBEAT)
         made.intake.identities_changed()
         await asyncio.sleep(0)
         assert not seen
@@ -135,7 +135,7 @@ async def test_a_handler_whose_inner_work_was_cancelled_ends_nothing_else() -> N
         made.opener.trust.add_chain(sender.chain)
         for _ in range(2):
             again = heartbeat(id=bytes([len(seen)]) * 16, issued_at=time.time_ns())
-            await made.intake.put(seal(sender.key, [again])[0], AT_HEARTBEAT)
+            made.intake.put(seal(sender.key, [again])[0], AT_HEARTBEAT)
             async with asyncio.timeout(2):
                 await made.intake.idle()
         assert len(seen) == 2
