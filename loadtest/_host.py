@@ -60,7 +60,10 @@ class HostPlane:
         self.arrivals = Arrivals(plan.schedule)
         self._plan = plan
         self._kind = TYPES[plan.type_name]
-        self._filler = padded(lambda text: body_of(self._kind, 0, text), plan.body_bytes)
+        filler = padded(lambda text: body_of(self._kind, 0, text), plan.body_bytes)
+        # Made beforehand: what an agent has to say is its own work, not the bus's.
+        share = plan.schedule.share(plan.sender)
+        self._bodies = {number: body_of(self._kind, number, filler) for number in share}
         self._ids = {name: SpiffeId.parse(text) for name, text in plan.ids.items()}
         self._folder = Path(plan.credentials_dir)
         backend = select_backend(plan.signature_backend)
@@ -101,7 +104,7 @@ class HostPlane:
         self._bus.publish_nowait(
             ROUTE,
             self._kind,
-            body_of(self._kind, number, self._filler),
+            self._bodies.pop(number),
             audience=f"agent.{recipient}",
             sender=self._ids[sender],
             at={"type": self._kind.name, "priority": Priority.NORMAL.token, "agent": sender},

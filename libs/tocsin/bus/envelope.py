@@ -11,6 +11,7 @@ the input, and any bytes become a value or an :class:`~tocsin.contracts.errors.I
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any, NamedTuple, TypeVar
 
@@ -76,6 +77,18 @@ _FIELDS: tuple[tuple[str, type, int], ...] = (
 _OPTIONAL = {"correlation", "trace"}
 
 
+_packer = threading.local()
+"""A packer for each thread: to make one takes longer than to pack an envelope with it."""
+
+
+def _pack(value: object) -> bytes:
+    try:
+        pack = _packer.pack
+    except AttributeError:
+        pack = _packer.pack = msgpack.Packer().pack
+    return bytes(pack(value))
+
+
 def malformed(detail: str) -> InvalidInputError:
     """Build the one error for bytes that are no envelope."""
     return InvalidInputError(f"malformed envelope: {detail}", reason="malformed")
@@ -110,7 +123,7 @@ def unpack(data: bytes, *, max_array: int, max_map: int = 0) -> Any:
 
 def encode_content(content: Content) -> bytes:
     """Return the content's bytes: what is signed."""
-    return bytes(msgpack.packb(tuple(content)))
+    return _pack(tuple(content))
 
 
 def decode_content(data: bytes) -> Content:
@@ -138,14 +151,12 @@ def decode_content(data: bytes) -> Content:
 
 def encode_envelope(content_bytes: bytes, key_id: bytes, proof: Proof) -> bytes:
     """Return the bytes that travel."""
-    return bytes(
-        msgpack.packb(
-            (
-                VERSION,
-                content_bytes,
-                key_id,
-                (int(proof.algorithm), proof.signature, proof.index, proof.size, proof.path),
-            )
+    return _pack(
+        (
+            VERSION,
+            content_bytes,
+            key_id,
+            (int(proof.algorithm), proof.signature, proof.index, proof.size, proof.path),
         )
     )
 
@@ -196,7 +207,7 @@ def _decode_proof(value: Any) -> Proof:
 
 def encode_body(message: Message) -> bytes:
     """Return the msgpack map of a model."""
-    return bytes(msgpack.packb(message.model_dump(mode="python")))
+    return _pack(message.model_dump(mode="python"))
 
 
 def decode_body(model: type[B], data: bytes) -> B:

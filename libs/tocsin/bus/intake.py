@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from inspect import iscoroutinefunction, isroutine
 from typing import TypeAlias
@@ -186,36 +185,42 @@ class Intake:
                 self._accepted.append((body, context))
                 self._ready.set()
             else:
-                with self._handling(context):
-                    if self._handler(body, context) is not None:
-                        raise TypeError("a handler that waits must be a coroutine function")
+                self._call(body, context)
                 self._left()
 
-    async def _handle(self, body: Message, context: Context) -> None:
-        with self._handling(context):
-            await call(self._handler, body, context)
-
-    @contextmanager
-    def _handling(self, context: Context) -> Iterator[None]:
-        """Count a handler's outcome, and settle a stored message's claim by it."""
-        stored = context.kind.message_class is MessageClass.STORED
+    def _call(self, body: Message, context: Context) -> None:
+        """Call a handler that is a plain function."""
         begun = time.perf_counter()
         try:
-            yield
-        except TocsinError as error:
+            self._handler(body, context)
+        except Exception as error:  # noqa: BLE001 - the line outlives a handler's bug, which is logged
+            self._failed(error, context)
+        else:
+            self._done(context, begun)
+
+    async def _handle(self, body: Message, context: Context) -> None:
+        begun = time.perf_counter()
+        try:
+            await call(self._handler, body, context)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_ending():
+                raise
+            self._failed(error, context)
+        else:
+            self._done(context, begun)
+
+    def _done(self, context: Context, begun: float) -> None:
+        if context.kind.message_class is MessageClass.STORED:
+            self._opener.ledger.done(context.leaf)
+        self._metrics.observe_ms(f"handle.{context.kind.name}", (time.perf_counter() - begun) * 1e3)
+
+    def _failed(self, error: BaseException, context: Context) -> None:
+        """Count a refusal, log a bug with its trace, and give a stored message back."""
+        if isinstance(error, TocsinError):
             self._metrics.count(f"handler_refusals.{error.reason}")
             log.warning("handler_refused", line=self._name, reason=error.reason, detail=str(error))
-            if stored:
-                self._opener.ledger.release(context.leaf)
-        except (Exception, asyncio.CancelledError):  # the line outlives a handler's bug, logged with its trace
-            if is_ending():
-                raise
-            self._metrics.count("handler_failures")
-            log.exception("handler_failed", line=self._name, type=context.kind.name)
-            if stored:
-                self._opener.ledger.release(context.leaf)
         else:
-            if stored:
-                self._opener.ledger.done(context.leaf)
-        finally:
-            self._metrics.observe_ms(f"handle.{context.kind.name}", (time.perf_counter() - begun) * 1e3)
+            self._metrics.count("handler_failures")
+            log.error("handler_failed", line=self._name, type=context.kind.name, exc_info=error)
+        if context.kind.message_class is MessageClass.STORED:
+            self._opener.ledger.release(context.leaf)
