@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from support import DOMAIN, World, eventually
 
-from tocsin.bus import Context
+from tocsin.bus import Bus, Context
 from tocsin.contracts.catalogue import HEARTBEAT, HEARTBEAT_TYPE, RECEIPT, RECEIPTS
 from tocsin.contracts.errors import DeniedError, InvalidInputError
 from tocsin.contracts.fleet import Heartbeat
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.contracts.routing import Receipt, Receipts
+from tocsin.telemetry import Metrics
 
 
 def beat(number: int) -> Heartbeat:
@@ -47,3 +48,17 @@ async def test_what_is_too_large_is_counted(world: World) -> None:
     many = Receipts(host="h1", receipts=(Receipt(leaf=bytes(32), agents=agents, channel="core", taken_ns=0),))
     host.publish_nowait(RECEIPT, RECEIPTS, many, at={"host": "h1"})
     await eventually(lambda: host.metrics.counter("unsent.too_large") == 1)
+
+
+async def test_what_is_queued_goes_out_before_a_bus_ends(world: World) -> None:
+    monitor = await world.service(ServiceName.MONITOR)
+    seen: list[int] = []
+
+    def on_heartbeat(body: Heartbeat, _: Context) -> None:
+        seen.append(body.handled)
+
+    await monitor.subscribe(HEARTBEAT, on_heartbeat)
+    async with Bus(world.settings(), world.credentials(SpiffeId.host(DOMAIN, "h1")), Metrics()) as host:
+        for number in range(100):
+            host.publish_nowait(HEARTBEAT, HEARTBEAT_TYPE, beat(number), at={"host": "h1"})
+    await eventually(lambda: len(seen) == 100)

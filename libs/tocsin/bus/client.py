@@ -66,6 +66,9 @@ Tokens: TypeAlias = Mapping[str, str]
 """The tokens of a subject, by name."""
 NO_TOKENS: Tokens = MappingProxyType({})
 
+ENDING_POLL_S = 0.005
+"""How often a bus that ends looks whether what was queued has gone out."""
+
 log = get_logger(__name__)
 
 
@@ -144,6 +147,8 @@ class Bus:
                 await self._end_subscriptions()
                 for intake in self._intakes:
                     await intake.idle()
+                while self._outbox or any(signer.unsigned for signer in self._all_signers()):  # noqa: ASYNC110
+                    await asyncio.sleep(ENDING_POLL_S)
         except TimeoutError:
             self.metrics.count("intake_abandoned")
         for connection in (self._second, self._connection):

@@ -33,6 +33,9 @@ class Outbox:
         self._waiting: deque[tuple[str, bytes]] = deque()
         self._arrived = asyncio.Event()
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def put(self, kind: MessageType[Message], subject: str, envelope: bytes | UnavailableError) -> None:
         """Take what the signer has made of a message."""
         if isinstance(envelope, UnavailableError):

@@ -56,6 +56,7 @@ class BatchSigner:
         self._batch_thread = ThreadPoolExecutor(1, thread_name_prefix="sign")
         self._urgent_thread = ThreadPoolExecutor(1, thread_name_prefix="sign-urgent")
         self._pace = Pace()
+        self._signing = 0
         self._closed = False
 
     async def envelope(self, content_bytes: bytes, *, urgent: bool = False) -> bytes:
@@ -89,6 +90,11 @@ class BatchSigner:
         self._waiting.append((content_bytes, taker))
         self._ready.set()
 
+    @property
+    def unsigned(self) -> int:
+        """How many messages wait for their signature, those that are being signed included."""
+        return len(self._waiting) + self._signing
+
     async def run(self) -> None:
         """Sign batch after batch."""
         loop = asyncio.get_running_loop()
@@ -100,6 +106,7 @@ class BatchSigner:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
             if not self._waiting:
                 self._ready.clear()
+            self._signing = len(batch)
             self._pace.began(len(batch), now_s=time.monotonic())
             contents = [content for content, _ in batch]
             try:
@@ -110,6 +117,7 @@ class BatchSigner:
                     taker(refusal)
                 if not isinstance(error, Exception):
                     raise
+                self._signing = 0
                 # The senders are told; those who come next must not wait for a signer that has ended.
                 self._metrics.count("signing_failures")
                 continue
@@ -117,6 +125,7 @@ class BatchSigner:
             self._count(proofs)
             for (content, taker), proof in zip(batch, proofs, strict=True):
                 taker(encode_envelope(content, self._signer.key_id, proof))
+            self._signing = 0
 
     def close(self) -> None:
         """Refuse further messages and end the threads; those that still wait are told."""
