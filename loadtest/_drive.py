@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from _ahead import MAX_SHIFT_S, Ahead
 from _processes import Worker, cpu_s, machine_cpu_s
 from _traffic import Outcome, Schedule, Tally, tally
 from common import latency, say
@@ -38,10 +39,13 @@ class Run:
     """What everything else on this machine used meanwhile."""
     window_s: float
     """From the first measured message's due moment until all had arrived, or would not any more."""
+    signing: dict[str, float] | None = None
+    """What was signed ahead: ``planned_s``, ``took_s`` and ``start_late_s``, by how much the start was moved."""
 
     def figures(self) -> dict[str, Any]:
         """Return what every plane has."""
         counted = self.tally
+        ahead = {} if self.signing is None else {"signed_ahead": self.signing}
         return {
             "sent": counted.sent,
             "received": counted.received,
@@ -53,6 +57,7 @@ class Run:
             "latency_ms": latency(counted.latencies_ms),
             "send_lag_ms": latency([max(0.0, lag) for lag in counted.lags_ms]),
             "send_ms": latency(counted.took_ms),
+            **ahead,
         }
 
     def cpu_us_per_message(self) -> dict[str, float]:
@@ -66,15 +71,22 @@ class Run:
         return {group: round(used / self.window_s, 3) for group, used in used_s.items()}
 
 
-async def drive(plan: Schedule, workers: Sequence[Worker], groups: Mapping[str, list[int]]) -> Run:
+async def drive(
+    plan: Schedule,
+    workers: Sequence[Worker],
+    groups: Mapping[str, list[int]],
+    *,
+    ahead: Ahead | None = None,
+) -> Run:
     """Start the traffic, wait until it has arrived or will not any more, and collect the outcomes.
 
     Args:
         plan: the traffic.
         workers: who sends and receives it.
         groups: the process ids whose CPU time is read, by what they do.
+        ahead: the workers sign before the start.
     """
-    start_ns = time.monotonic_ns() + round(LEAD_S * 1e9)
+    start_ns, signing = await _start_of(workers, ahead)
     for worker in workers:
         worker.start(start_ns)
     await asyncio.sleep((start_ns + plan.due_ns(plan.warmup) - time.monotonic_ns()) / 1e9)
@@ -90,7 +102,26 @@ async def drive(plan: Schedule, workers: Sequence[Worker], groups: Mapping[str, 
         outcomes.append(outcome)
     used = {group: after[group] - before[group] for group in groups}
     others_s = max(0.0, machine_s - sum(used.values()))
-    return Run(tally(plan, start_ns, outcomes), outcomes, used, others_s, window_s)
+    return Run(tally(plan, start_ns, outcomes), outcomes, used, others_s, window_s, signing)
+
+
+async def _start_of(workers: Sequence[Worker], ahead: Ahead | None) -> tuple[int, dict[str, float] | None]:
+    """Return when message 0 is due, by the monotonic clock, and how the signing ahead went."""
+    begun_ns = time.monotonic_ns()
+    if ahead is None:
+        return begun_ns + round(LEAD_S * 1e9), None
+    planned_ns = begun_ns + round(ahead.planned_s * 1e9)
+    for worker in workers:
+        worker.start(planned_ns)
+    for worker in workers:
+        await worker.signed(ahead.planned_s + MAX_SHIFT_S)
+    took_ns = time.monotonic_ns() - begun_ns
+    start_ns = max(planned_ns, begun_ns + took_ns + round(LEAD_S * 1e9))
+    late_s = (start_ns - planned_ns) / 1e9
+    ahead.shifted(late_s)
+    await asyncio.sleep((start_ns - time.monotonic_ns()) / 1e9 - LEAD_S)
+    figures = {"planned_s": ahead.planned_s, "took_s": took_ns / 1e9, "start_late_s": late_s}
+    return start_ns, {name: round(value, 3) for name, value in figures.items()}
 
 
 def _cpu_s(groups: Mapping[str, list[int]]) -> dict[str, float]:

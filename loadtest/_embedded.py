@@ -23,39 +23,59 @@ from tocsin.crypto import Authority
 
 
 @dataclass(frozen=True, slots=True)
+class Routers:
+    """Router processes that run. Make them with :meth:`Embedded.routers`."""
+
+    names: tuple[str, ...]
+    """Their instances."""
+    supervisor: Supervisor
+
+    @property
+    def pids(self) -> list[int]:
+        """Their process ids."""
+        return [child.process.pid for child in self.supervisor.children.values() if child.process is not None]
+
+
+@dataclass(frozen=True, slots=True)
 class Embedded:
     """The running system. Make it with :func:`embedded`."""
 
     fleet: Fleet
     broker: Broker
-    supervisor: Supervisor
-    routers: tuple[str, ...]
-    """Their instances."""
 
-    def router_pids(self) -> list[int]:
-        """Return the process ids of the routers."""
-        return [child.process.pid for child in self.supervisor.children.values() if child.process is not None]
+    @asynccontextmanager
+    async def routers(self, count: int) -> AsyncIterator[Routers]:
+        """Start routers, wait until each has answered a ping, and end them afterwards."""
+        routers = Routers(tuple(map(str, range(count))), Supervisor(self.fleet.folder / "logs"))
+        try:
+            for name in routers.names:
+                self._start(routers.supervisor, name)
+            await self._answering(routers)
+            yield routers
+            await routers.supervisor.stop()
+        finally:
+            routers.supervisor.kill()
 
-    async def start_routers(self) -> None:
-        """Start the routers and wait until each has answered a ping."""
+    def _start(self, supervisor: Supervisor, name: str) -> None:
         backend = self.fleet.options.backend
-        for name in self.routers:
-            folder = self.fleet.folder / "credentials" / f"router-{name}"
-            issue_service(self.fleet.root, ServiceName.ROUTER, name, folder, backend=backend)
-            self.supervisor.start(
-                f"router-{name}",
-                "tocsin.router",
-                nats_url=self.broker.url,
-                nats_token_file=str(self.broker.token_file),
-                credentials_dir=str(folder),
-                instance=name,
-                signature_backend=backend.name,
-                log_level="warning",
-            )
+        folder = self.fleet.folder / "credentials" / f"router-{name}"
+        issue_service(self.fleet.root, ServiceName.ROUTER, name, folder, backend=backend)
+        supervisor.start(
+            f"router-{name}",
+            "tocsin.router",
+            nats_url=self.broker.url,
+            nats_token_file=str(self.broker.token_file),
+            credentials_dir=str(folder),
+            instance=name,
+            signature_backend=backend.name,
+            log_level="warning",
+        )
+
+    async def _answering(self, routers: Routers) -> None:
         answered: set[str] = set()
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while missing := set(self.routers) - answered:
-            self.supervisor.check()
+        while missing := set(routers.names) - answered:
+            routers.supervisor.check()
             if time.monotonic() > deadline:
                 raise UnavailableError(
                     f"router {', '.join(sorted(missing))} does not answer", reason="not_ready"
@@ -69,14 +89,12 @@ class Embedded:
 
 
 @asynccontextmanager
-async def embedded(options: FleetOptions, routers: int, folder: Path) -> AsyncIterator[Embedded]:
-    """Start a broker in ``folder`` and connect to it; end everything afterwards, whatever happens."""
+async def embedded(options: FleetOptions, folder: Path) -> AsyncIterator[Embedded]:
+    """Start a broker in ``folder`` and connect to it; end it afterwards, whatever happens."""
     root = Authority.create_root(DOMAIN, now=datetime.now(UTC), backend=options.backend)
     broker = Broker.start(folder / "broker")
-    supervisor = Supervisor(folder / "logs")
     try:
         async with fleet_on(broker.url, broker.token_file, options, folder, root) as fleet:
-            yield Embedded(fleet, broker, supervisor, tuple(map(str, range(routers))))
+            yield Embedded(fleet, broker)
     finally:
-        supervisor.kill()
         broker.stop()

@@ -123,8 +123,12 @@ class Worker:
         """Wait until it is ready."""
         await self._until(lambda: self.said.state == "ready", READY_TIMEOUT_S)
 
+    async def signed(self, timeout_s: float) -> None:
+        """Wait until it has signed ahead what it will send."""
+        await self._until(lambda: self.said.state == "signed", timeout_s)
+
     def start(self, start_ns: int) -> None:
-        """Tell it when the first message is due."""
+        """Tell it when the first message is due; one that signs ahead is told twice, the plan first."""
         self._tell(Start(start_ns=start_ns))
 
     async def finish(self) -> Said:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from _ahead import Ahead
 from _drive import Run, drive, started
 from _fleet import Fleet
 from _host import HostPlan
@@ -25,6 +27,8 @@ class Routed:
     """Each router's figures after it, by process."""
     counted: dict[str, dict[str, int]]
     """How much each router's counters grew."""
+    hosts_ready_s: float = 0.0
+    """From the hosts' start until all were ready."""
 
     def verifications(self) -> dict[str, Any]:
         """Return what was signed, verified and refused."""
@@ -54,6 +58,8 @@ async def through_routers(
     hosts: Mapping[str, HostPlan],
     routers: Sequence[str],
     groups: Mapping[str, list[int]],
+    *,
+    ahead: Ahead | None = None,
 ) -> Routed:
     """Start the hosts, run the traffic and return it with what everyone counted.
 
@@ -63,10 +69,14 @@ async def through_routers(
         hosts: what each host is told.
         routers: the routers' instances.
         groups: process ids whose CPU time is read besides the hosts'.
+        ahead: the hosts sign before the start.
     """
-    async with started(fleet.folder, "_host.py", hosts) as workers:
+    script = "_host.py" if ahead is None else "_ahead.py"
+    begun = time.monotonic()
+    async with started(fleet.folder, script, hosts) as workers:
+        ready_s = time.monotonic() - begun
         before = await fleet.router_figures(routers)
-        run = await drive(plan, workers, {**groups, "hosts": [worker.pid for worker in workers]})
+        run = await drive(plan, workers, {**groups, "hosts": [worker.pid for worker in workers]}, ahead=ahead)
         after = await fleet.router_figures(routers)
     counted = {
         name: {
@@ -74,4 +84,4 @@ async def through_routers(
         }
         for name, one in after.items()
     }
-    return Routed(plan, run, tuple(hosts), after, counted)
+    return Routed(plan, run, tuple(hosts), after, counted, ready_s)

@@ -1,8 +1,9 @@
 """The worker's side: a process that the program starts, and that sends and receives for it.
 
 Lines of JSON: its plan comes first on standard input; it says ``ready``; a start moment comes; it says how far
-it is, four times a second; ``finish`` comes; it says its outcome and ends. When its input ends the program is
-gone, and so is the worker.
+it is, four times a second; ``finish`` comes; it says its outcome and ends. A plane that signs ahead gets a start
+moment twice: first the planned one, for which it signs until it says ``signed``. When its input ends the program
+is gone, and so is the worker.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
-from typing import Literal, Protocol, Self, TypeVar
+from typing import Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import uvloop
 from _traffic import Arrivals, Outcome, Schedule, Sending, outcome_of, send_on_time
@@ -47,7 +48,7 @@ class Start(BaseModel):
 class Said(BaseModel):
     """From a worker: how far it is."""
 
-    state: Literal["ready", "running", "sent", "done"]
+    state: Literal["ready", "signed", "running", "sent", "done"]
     received: int = 0
     sent: int = 0
     outcome: Outcome | None = None
@@ -76,6 +77,20 @@ class Plane(Protocol):
         ...
 
 
+@runtime_checkable
+class SignsAhead(Protocol):
+    """A plane that makes its messages before the traffic starts."""
+
+    async def sign_ahead(self, start_ns: int, messages: Iterator[tuple[int, str, str]]) -> None:
+        """Make every message (number, sender, recipient), issued when it is due.
+
+        Args:
+            start_ns: when message 0 is planned to be due, by the monotonic clock.
+            messages: this worker's share, in order.
+        """
+        ...
+
+
 def work(plan_model: type[P_co], plane_of: Callable[[P_co], Plane]) -> None:
     """Run a worker to its end."""
     plan = plan_model.model_validate_json(sys.stdin.readline())
@@ -85,11 +100,15 @@ def work(plan_model: type[P_co], plane_of: Callable[[P_co], Plane]) -> None:
 async def _work(plan: TrafficPlan, plane: Plane) -> None:
     async with plane:
         _say(Said(state="ready"))
+        before = plane.counters()
+        share = plan.schedule.share(plan.sender)
+        if isinstance(plane, SignsAhead):
+            messages = ((number, *pair) for number, pair in zip(share, pairs(plan), strict=False))
+            await plane.sign_ahead(Start.model_validate_json(await _hear()).start_ns, messages)
+            _say(Said(state="signed"))
         start_ns = Start.model_validate_json(await _hear()).start_ns
         plane.arrivals.start_ns = start_ns
-        before = plane.counters()
         sending = Sending()
-        share = plan.schedule.share(plan.sender)
         traffic = asyncio.create_task(
             send_on_time(plan.schedule, share, start_ns, sender_of(plan, plane), sending)
         )
@@ -110,16 +129,23 @@ async def _work(plan: TrafficPlan, plane: Plane) -> None:
         _say(Said(state="done", outcome=outcome_of(sending, plane.arrivals, counted)))
 
 
-def sender_of(plan: TrafficPlan, plane: Plane) -> Callable[[int], Awaitable[None] | None]:
-    """Return what sends message ``number``, from one of this worker's agents to any other agent."""
+def pairs(plan: TrafficPlan) -> Iterator[tuple[str, str]]:
+    """Draw who writes to whom, again and again: from one of this worker's agents to any other agent."""
     chance = random.Random(plan.seed)  # a seed fixes who writes to whom
-
-    def send(number: int) -> Awaitable[None] | None:
+    while True:
         sender = chance.choice(plan.agents)
         recipient = sender
         while recipient == sender:
             recipient = chance.choice(plan.everyone)
-        return plane.send(number, sender, recipient)
+        yield sender, recipient
+
+
+def sender_of(plan: TrafficPlan, plane: Plane) -> Callable[[int], Awaitable[None] | None]:
+    """Return what sends message ``number``; called in the order of the numbers."""
+    drawn = pairs(plan)
+
+    def send(number: int) -> Awaitable[None] | None:
+        return plane.send(number, *next(drawn))
 
     return send
 

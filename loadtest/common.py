@@ -195,6 +195,11 @@ def positive_int(text: str) -> int:
     return value
 
 
+def positive_ints(text: str) -> list[int]:
+    """Read a command line's whole numbers above zero, with commas between them."""
+    return [positive_int(one) for one in text.split(",")]
+
+
 def say(text: str) -> None:
     """Tell the person who waits, on standard error."""
     _console.print(text, highlight=False, markup=False)

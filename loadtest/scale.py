@@ -14,25 +14,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from _compose import Container, Stack, cap, identity_of, require_here, throw_away_stack
-from _drive import Run
 from _fleet import DOMAIN, Fleet, FleetOptions, add_options, fleet_on, host_names, router_process
 from _host import HostPlan
 from _processes import until_terminated
 from _routed import Routed, through_routers
+from _search import LOWEST_PER_S, Search
 from _traffic import LATE_MS, schedule
 from common import (
     Environment,
     emit,
     exit_with,
-    latency,
     not_negative,
     positive_float,
     positive_int,
@@ -44,53 +42,12 @@ from tocsin.cli.containers import initialise
 
 FIRST_PER_S = 200.0
 """Where the search begins for the first number of routers."""
-LOWEST_PER_S = 10.0
-STEP = 1.5
-"""By how much the search raises a rate that is held, until one is not."""
-HALVINGS = 3
-"""Rates tried between the two: the one found is within 1.5 ** (1 / 8), 5 %, of the next that was not held."""
-TRIES = 2
-"""Runs until a rate counts as not held: what else the machine does for a moment must not end the search."""
 ROUTER_CPUS = 0.15
 """So little that on two cores three routers are the limit, and not who sends and receives."""
 P99_MS = 100.0
 """A container that has used up its share waits for the kernel's next period of 100 ms: once is held, twice is not."""
 FEWEST_AGENTS = 6
 """That an installation can plan. Its own never run: the agents here are others."""
-
-
-async def highest(held: Callable[[float], Awaitable[bool]], first: float) -> float:
-    """Return the highest rate found that is held; 0 if none is.
-
-    Args:
-        held: tries a rate.
-        first: the rate to begin with, in messages a second.
-    """
-    low, high = 0.0, math.inf
-    rate = first
-    while not low or high == math.inf:
-        if await held(rate):
-            low, rate = rate, round(rate * STEP)
-        else:
-            high, rate = rate, round(rate / STEP)
-        if high <= LOWEST_PER_S:
-            return 0.0
-    for _ in range(HALVINGS):
-        rate = round(math.sqrt(low * high))
-        if not low < rate < high:
-            break
-        if await held(rate):
-            low = rate
-        else:
-            high = rate
-    return low
-
-
-def is_held(run: Run, p99_ms: float) -> bool:
-    """Tell whether everything that was due was sent and came, once, and in time."""
-    counted = run.tally
-    complete = not (counted.lost or counted.duplicates or counted.not_sent)
-    return complete and latency(counted.latencies_ms)["p99"] < p99_ms
 
 
 @dataclass
@@ -103,31 +60,24 @@ class Bench:
     broker: Container
     routers: dict[str, Container]
     """By instance."""
-    tried: list[tuple[float, Routed]] = field(default_factory=list)
+    search: Search[Routed] = field(init=False)
 
-    async def held(self, rate: float) -> bool:
-        """Tell whether a rate is held, at the latest by the last try."""
-        for _ in range(TRIES):
-            if is_held(await self.run(rate), self.options.p99_ms):
-                return True
-        return False
+    def __post_init__(self) -> None:
+        """Search by sending."""
+        self.search = Search(self.send, lambda routed: routed.run, self.options.p99_ms)
 
-    async def run(self, rate: float) -> Run:
+    async def send(self, rate: float) -> Routed:
         """Send at a rate."""
         options = self.options
         plan = schedule(rate=rate, warmup_s=options.warmup, seconds=options.seconds, senders=options.hosts)
         say(f"{len(self.routers)} routers, {rate:g} messages a second")
         hosts = {name: host.model_copy(update={"schedule": plan}) for name, host in self.hosts.items()}
         groups = {one.name: [one.pid] for one in (*self.routers.values(), self.broker)}
-        routed = await through_routers(self.fleet, plan, hosts, list(self.routers), groups)
-        self.tried.append((rate, routed))
-        return routed.run
+        return await through_routers(self.fleet, plan, hosts, list(self.routers), groups)
 
     def results(self, max_rate: float | None) -> dict[str, Any]:
         """Return the figures at the highest rate that was held, or at the lowest that was not."""
-        latest = dict(self.tried)
-        rate = max_rate or min(latest)
-        routed = latest[rate]
+        rate, routed = self.search.shown(max_rate)
         found = {} if max_rate is None else {"max_rate_per_s": max_rate}
         return {
             "routers": len(self.routers),
@@ -138,7 +88,7 @@ class Bench:
             "cpu_cores": routed.run.cpu_cores(),
             "by_router": dict(self._by_router(routed)),
             **routed.verifications(),
-            "tried": [self._brief(rate, routed.run) for rate, routed in self.tried],
+            "tried": self.search.steps(),
         }
 
     def _by_router(self, routed: Routed) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -147,21 +97,6 @@ class Bench:
             forwarded = routed.counted[process].get(f"routed.{self.options.type}", 0)
             share = round(forwarded / routed.plan.total, 3)
             yield container.name, {"process": process, "forwarded": forwarded, "share": share}
-
-    def _brief(self, rate: float, run: Run) -> dict[str, Any]:
-        counted = run.tally
-        return {
-            "due_per_s": rate,
-            "held": is_held(run, self.options.p99_ms),
-            "sent": counted.sent,
-            "received": counted.received,
-            "lost": counted.lost,
-            "duplicates": counted.duplicates,
-            "not_sent": counted.not_sent,
-            "late_sends": counted.late_sends,
-            "latency_ms": latency(counted.latencies_ms),
-            "cpu_cores": run.cpu_cores(),
-        }
 
 
 async def measure(options: argparse.Namespace) -> tuple[Environment, dict[str, Any]]:
@@ -202,10 +137,10 @@ async def _by_routers(
             cap(list(routers.values()), options.router_cpus)
         bench = Bench(options, fleet, hosts, broker, routers)
         if options.rate:
-            await bench.run(options.rate)
+            await bench.search.run(options.rate)
             by_routers.append(bench.results(None))
         else:
-            by_routers.append(bench.results(await highest(bench.held, first_rate(number, by_routers))))
+            by_routers.append(bench.results(await bench.search.highest(first_rate(number, by_routers))))
     environment = Environment.here(
         backends=sorted(backends),
         algorithms=[fleet.options.algorithm.label],

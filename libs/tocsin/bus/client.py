@@ -228,8 +228,12 @@ class Bus:
         correlation: bytes | None = None,
         trace: str | None = None,
         sender: SpiffeId | None = None,
+        now_ns: int | None = None,
     ) -> Sent:
-        """Make an envelope: the only function that does. It is signed, not sent."""
+        """Make an envelope: the only function that does. It is signed, not sent.
+
+        ``now_ns`` is when it is issued, for one that is made ahead; it holds by the clock rules of its class.
+        """
         content = self._content(
             kind,
             body,
@@ -239,6 +243,7 @@ class Bus:
             correlation=correlation,
             trace=trace,
             sender=sender,
+            now_ns=now_ns,
         )
         content_bytes = encode_content(content)
         signer = self._signers.get(content.sender, self._main_signer)
@@ -257,6 +262,7 @@ class Bus:
         correlation: bytes | None = None,
         trace: str | None = None,
         sender: SpiffeId | None = None,
+        now_ns: int | None = None,
     ) -> Content:
         sender = sender or self.id
         if not kind.senders.admit(sender):
@@ -268,7 +274,7 @@ class Bus:
             sender=str(sender),
             audience=audience,
             body=encode_body(body),
-            now_ns=time.time_ns(),
+            now_ns=time.time_ns() if now_ns is None else now_ns,
             ttl_ms=kind.ttl_ms if ttl_ms is None else ttl_ms,
             priority=priority,
             correlation=correlation,

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from _compose import Container, Identity, containers_of, identity_in
 from _drive import Run
+from _search import HALVINGS, STEP, Search, highest, is_held
 from _traffic import Tally
-from scale import HALVINGS, STEP, first_rate, highest, is_held
+from scale import first_rate
 
 from tocsin.contracts.errors import InvariantBrokenError
 
