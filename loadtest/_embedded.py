@@ -14,7 +14,7 @@ from _fleet import DOMAIN, READY_TIMEOUT_S, Fleet, FleetOptions, fleet_on
 
 from tocsin.bus import Broker
 from tocsin.cli.authority import issue_service
-from tocsin.cli.supervisor import Supervisor
+from tocsin.cli.supervisor import Child, Supervisor
 from tocsin.contracts.catalogue import PING
 from tocsin.contracts.errors import UnavailableError
 from tocsin.contracts.identifiers import ServiceName
@@ -29,6 +29,11 @@ class Routers:
     names: tuple[str, ...]
     """Their instances."""
     supervisor: Supervisor
+
+    @property
+    def first(self) -> Child:
+        """The first of them."""
+        return self.supervisor.children[f"router-{self.names[0]}"]
 
     @property
     def pids(self) -> list[int]:
@@ -50,7 +55,7 @@ class Embedded:
         try:
             for name in routers.names:
                 self._start(routers.supervisor, name)
-            await self._answering(routers)
+            await self.answering(routers)
             yield routers
             await routers.supervisor.stop()
         finally:
@@ -71,7 +76,12 @@ class Embedded:
             log_level="warning",
         )
 
-    async def _answering(self, routers: Routers) -> None:
+    async def answering(self, routers: Routers) -> None:
+        """Wait until each router has answered a ping.
+
+        Raises:
+            UnavailableError: ``child_ended``, or ``not_ready`` in time.
+        """
         answered: set[str] = set()
         deadline = time.monotonic() + READY_TIMEOUT_S
         while missing := set(routers.names) - answered:

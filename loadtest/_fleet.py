@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,6 +33,8 @@ from tocsin.telemetry import Metrics, configure_logging
 DOMAIN = "load.tocsin"
 GENERATION = 1
 READY_TIMEOUT_S = 60.0
+AT_ONCE = 64
+"""Records that wait for the broker's confirmation at a time."""
 FIGURES_TIMEOUT_S = 10.0
 SENSORS = (Role.SENTINEL, Role.DECEPTION, Role.CANARY, Role.SPECIALIST)
 """Roles that the router's policy lets hand on observations."""
@@ -51,6 +53,8 @@ class FleetOptions:
     backend: SignatureBackend
     type_name: str
     body_bytes: int
+    admin: bool = False
+    """The first agent is an admin."""
 
     def __post_init__(self) -> None:
         """Refuse a fleet that cannot be.
@@ -66,29 +70,36 @@ class FleetOptions:
             raise InvalidInputError(f"{self.hosts} hosts for {self.agents} agents", reason="bad_hosts")
 
     @classmethod
-    def of(cls, options: argparse.Namespace) -> Self:
-        """Take them from a command line that has :func:`add_options`."""
+    def of(cls, options: argparse.Namespace, *, type_name: str = "", admin: bool = False) -> Self:
+        """Take them from a command line that has :func:`add_options`, or :func:`add_fleet_options` and a type."""
         return cls(
             agents=options.agents,
             hosts=options.hosts,
             key_scope=options.key_scope,
             algorithm=Algorithm.named(options.algorithm),
             backend=select_backend(options.backend),
-            type_name=options.type,
-            body_bytes=options.body_bytes,
+            type_name=type_name or options.type,
+            body_bytes=0 if type_name else options.body_bytes,
+            admin=admin,
         )
+
+
+def add_fleet_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options about agents, with what is usual."""
+    add = parser.add_argument
+    add("--agents", type=positive_int, default=40, help="agents, all together")
+    add("--hosts", type=positive_int, default=4, help="host processes that carry the agents")
+    add("--key-scope", choices=["host", "agent"], default="host", help="who has a signing key")
+    add("--algorithm", choices=[one.label for one in Algorithm], default=Algorithm.ML_DSA_65.label)
+    add("--backend", choices=["auto", "openssl", "liboqs"], default="auto", help="who computes signatures")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options about agents and their traffic, with what is usual."""
+    add_fleet_options(parser)
     add = parser.add_argument
-    add("--agents", type=positive_int, default=40, help="agents, all together")
-    add("--hosts", type=positive_int, default=4, help="host processes that carry the agents")
     add("--seconds", type=positive_float, default=10.0, help="how long is measured")
     add("--warmup", type=not_negative, default=2.0, help="seconds of the same traffic before, not measured")
-    add("--key-scope", choices=["host", "agent"], default="host", help="who has a signing key")
-    add("--algorithm", choices=[one.label for one in Algorithm], default=Algorithm.ML_DSA_65.label)
-    add("--backend", choices=["auto", "openssl", "liboqs"], default="auto", help="who computes signatures")
     add("--type", choices=sorted(TYPES), default="coordination", help="the messages' type")
     add("--body-bytes", type=positive_int, default=400, help="size of a message's body")
     add("--seed", type=int, default=1, help="fixes who writes to whom")
@@ -112,7 +123,11 @@ def plan_agents(options: FleetOptions) -> tuple[PlannedAgent, ...]:
     roles = SENSORS if options.type_name == COORDINATION.name else ORDINARY
     return tuple(
         PlannedAgent(
-            SpiffeId.agent(DOMAIN, roles[number % len(roles)], f"agent-{number + 1:04d}"),
+            SpiffeId.agent(
+                DOMAIN,
+                Role.ADMIN if options.admin and number == 0 else roles[number % len(roles)],
+                f"agent-{number + 1:04d}",
+            ),
             f"host-{number % options.hosts + 1}",
         )
         for number in range(options.agents)
@@ -133,6 +148,7 @@ class Fleet:
     """The command's own: it pings the routers and reads everyone's figures."""
     keys: int = 0
     """How many keys sign the traffic."""
+    _records: list[AgentRecord] = field(default_factory=list)
     _snapshots: dict[str, tuple[int, MetricsSnapshot]] = field(default_factory=dict)
     """The last figures of each process, and when they were published, in nanoseconds since the epoch."""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -143,8 +159,8 @@ class Fleet:
         own_id = SpiffeId.host(DOMAIN, host)
         shared = self.options.key_scope == "host"
         folder = self.folder / "credentials" / host
-        own = self._certify(folder, host, [own_id, *(agent.id for agent in mine if shared)])
-        single = [] if shared else [self._certify(folder, agent.name, [agent.id]) for agent in mine]
+        own = self.certify(folder, host, host, [own_id, *(agent.id for agent in mine if shared)])
+        single = [] if shared else [self.certify(folder, host, agent.name, [agent.id]) for agent in mine]
         self.keys += len(single) or 1
         return HostPlan(
             nats_url=self.nats_url,
@@ -163,26 +179,15 @@ class Fleet:
             ids={agent.name: str(agent.id) for agent in mine},
         )
 
-    async def enrol(self, plans: Sequence[HostPlan]) -> None:
-        """Put the agents' records where the routers look for them, as fleet."""
+    async def enrol(self) -> None:
+        """Put the records of everyone who is certified where the routers look for them, as fleet."""
         async with _bus(
             ServiceName.FLEET, self.nats_url, self.token_file, self.options, self.folder, self.root
         ) as bus:
             records = bus.records(AGENTS)
-            for plan in plans:
-                for record in self._records(plan):
-                    await records.put(record.name, record)
-
-    def _records(self, plan: HostPlan) -> Iterator[AgentRecord]:
-        host = SpiffeId.parse(plan.own.ids[0]).name
-        for key in (plan.own, *plan.keys):
-            path = Path(plan.credentials_dir) / f"{key.name}.key"
-            key_id = LocalKey.load(path, self.options.backend).signer.key_id
-            for one in map(SpiffeId.parse, key.ids):
-                if one.role is not None:
-                    yield AgentRecord(
-                        name=one.name, role=one.role, host=host, key_id=key_id, enrolled_ns=time.time_ns()
-                    )
+            for begin in range(0, len(self._records), AT_ONCE):
+                some = self._records[begin : begin + AT_ONCE]
+                await asyncio.gather(*(records.put(record.name, record) for record in some))
 
     async def router_figures(self, routers: Sequence[str]) -> dict[str, MetricsSnapshot]:
         """Return these routers' figures as each publishes them next, by process."""
@@ -205,16 +210,25 @@ class Fleet:
     def _published_ns(self, process: str) -> int:
         return self._snapshots[process][0] if process in self._snapshots else 0
 
-    def _certify(self, folder: Path, name: str, ids: list[SpiffeId]) -> KeyPlan:
+    def certify(self, folder: Path, host: str, name: str, ids: Sequence[SpiffeId]) -> KeyPlan:
+        """Make a key of a host for these ids, certify it, and write both to ``folder``."""
         key = LocalKey.generate(self.options.backend, self.options.algorithm)
+        now = datetime.now(UTC)
         certificate = self.root.issue(
             ids=ids,
             public_key=key.signer.public_key,
             algorithm=key.algorithm,
             generation=GENERATION,
-            now=datetime.now(UTC),
+            now=now,
         )
         Credentials(ids[0], key, certificate.chain_der, self.root.certificate_pem).save(folder, name)
+        self._records += [
+            AgentRecord(
+                name=one.name, role=one.role, host=host, key_id=key.signer.key_id, enrolled_ns=time.time_ns()
+            )
+            for one in ids
+            if one.role is not None
+        ]
         return KeyPlan(name=name, ids=tuple(map(str, ids)))
 
 

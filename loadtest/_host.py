@@ -6,6 +6,7 @@ own. Each agent has a subscription of its own; what arrives has passed all twelv
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -88,10 +89,14 @@ class HostPlane:
             self._bus.add_key(credentials.key, ids)
             chains.append((ids[0], credentials.chain))
         await self._bus.__aenter__()
-        for spiffe_id, chain in chains:
-            await self._bus.put_identity(spiffe_id, chain)
-        for name in self._plan.agents:
-            await self._bus.subscribe(DELIVER_AGENT, self._receive, at={"agent": name})
+        # All at once: the slow part is the broker's confirmation.
+        await asyncio.gather(*(self._bus.put_identity(spiffe_id, chain) for spiffe_id, chain in chains))
+        await asyncio.gather(
+            *(
+                self._bus.subscribe(DELIVER_AGENT, self._receive, at={"agent": name})
+                for name in self._plan.agents
+            )
+        )
         return self
 
     async def __aexit__(

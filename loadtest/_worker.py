@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import uvloop
+from _alerts import Heard
 from _traffic import Arrivals, Outcome, Schedule, Sending, outcome_of, send_on_time
 from pydantic import BaseModel, ConfigDict
 
@@ -52,6 +53,8 @@ class Said(BaseModel):
     received: int = 0
     sent: int = 0
     outcome: Outcome | None = None
+    heard: Heard | None = None
+    """What a host of :mod:`_listening` says instead of an outcome."""
 
 
 P_co = TypeVar("P_co", bound=TrafficPlan, covariant=True)
@@ -99,25 +102,25 @@ def work(plan_model: type[P_co], plane_of: Callable[[P_co], Plane]) -> None:
 
 async def _work(plan: TrafficPlan, plane: Plane) -> None:
     async with plane:
-        _say(Said(state="ready"))
+        say(Said(state="ready"))
         before = plane.counters()
         share = plan.schedule.share(plan.sender)
         if isinstance(plane, SignsAhead):
             messages = ((number, *pair) for number, pair in zip(share, pairs(plan), strict=False))
-            await plane.sign_ahead(Start.model_validate_json(await _hear()).start_ns, messages)
-            _say(Said(state="signed"))
-        start_ns = Start.model_validate_json(await _hear()).start_ns
+            await plane.sign_ahead(Start.model_validate_json(await hear()).start_ns, messages)
+            say(Said(state="signed"))
+        start_ns = Start.model_validate_json(await hear()).start_ns
         plane.arrivals.start_ns = start_ns
         sending = Sending()
         traffic = asyncio.create_task(
             send_on_time(plan.schedule, share, start_ns, sender_of(plan, plane), sending)
         )
-        finish = asyncio.create_task(_hear())
+        finish = asyncio.create_task(hear())
         while not finish.done():
             await asyncio.wait({finish}, timeout=PROGRESS_S)
             if traffic.done():
                 traffic.result()
-            _say(
+            say(
                 Said(
                     state="sent" if traffic.done() else "running",
                     received=len(plane.arrivals.numbers),
@@ -126,7 +129,7 @@ async def _work(plan: TrafficPlan, plane: Plane) -> None:
             )
         finish.result()
         counted = {name: count - before.get(name, 0) for name, count in plane.counters().items()}
-        _say(Said(state="done", outcome=outcome_of(sending, plane.arrivals, counted)))
+        say(Said(state="done", outcome=outcome_of(sending, plane.arrivals, counted)))
 
 
 def pairs(plan: TrafficPlan) -> Iterator[tuple[str, str]]:
@@ -150,11 +153,17 @@ def sender_of(plan: TrafficPlan, plane: Plane) -> Callable[[int], Awaitable[None
     return send
 
 
-def _say(said: Said) -> None:
+def say(said: Said) -> None:
+    """Tell the program."""
     print(said.model_dump_json(), flush=True)
 
 
-async def _hear() -> str:
+async def hear() -> str:
+    """Return what the program says next.
+
+    Raises:
+        EOFError: it is gone.
+    """
     line: str = await asyncio.to_thread(sys.stdin.readline)
     if not line:
         raise EOFError("the program is gone")

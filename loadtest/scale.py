@@ -123,7 +123,7 @@ async def _by_routers(
         host: fleet.host_plan(host, unused, number, options.seed + number)
         for number, host in enumerate(host_names(fleet.agents))
     }
-    await fleet.enrol(list(hosts.values()))  # before the routers: they read at start who is enrolled
+    await fleet.enrol()  # before the routers: they read at start who is enrolled
     backends = {fleet.options.backend.name}
     by_routers: list[dict[str, Any]] = []
     for number in options.routers:
