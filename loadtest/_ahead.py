@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from _host import HostPlan, HostPlane, body_of
 from _worker import work
@@ -106,8 +105,8 @@ class AheadPlane(HostPlane):
     async def send(self, number: int, sender: str, recipient: str) -> None:
         """Send one message through the router."""
         del recipient  # the envelope names it
-        at: dict[str, Any] = {"type": self._kind.name, "priority": Priority.NORMAL.token, "agent": sender}
-        await self._bus.send(ROUTE.at(**at), self._made.pop(number))
+        subject = ROUTE.at(type=self._kind.name, priority=Priority.NORMAL.token, agent=sender)
+        await self._bus.send(subject, self._made.pop(number))
 
 
 if __name__ == "__main__":

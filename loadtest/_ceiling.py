@@ -21,19 +21,19 @@ async def ceilings(planes: Planes, options: argparse.Namespace, *, baseline: boo
         async with planes.system.routers(count) as routers:
             search = Search(partial(planes.through_routers, routers), _run_of, options.p99_ms)
             held = await search.highest(first, max_rates=options.max_rates)
-        entry = {"routers": count, "max_rate_per_s": held, **_at(search, held)}
+        entry = {"routers": count, "max_rate_per_s": held, **_at(search)}
         first = held or first
         say(f"{count} routers hold {held:g} messages a second")
         if baseline:
             relayed = Search(partial(planes.through_relays, count), _same, options.p99_ms)
             highest = await relayed.highest(relayed_first, max_rates=options.max_rates)
-            rate, run = relayed.shown(highest)
+            rate, run = relayed.shown()
             relayed_first = highest or relayed_first
             entry["baseline"] = {
                 "max_rate_per_s": highest,
                 "due_per_s": rate,
                 **with_cpu(run),
-                "tried": relayed.steps(),
+                "tried": relayed.steps,
             }
             entry["ratio_to_baseline"] = ratios(_comparable(entry), entry["baseline"])
             say(f"{count} relays hold {highest:g} messages a second")
@@ -41,14 +41,14 @@ async def ceilings(planes: Planes, options: argparse.Namespace, *, baseline: boo
     return found
 
 
-def _at(search: Search[Routed], held: float) -> dict[str, Any]:
-    rate, routed = search.shown(held)
+def _at(search: Search[Routed]) -> dict[str, Any]:
+    rate, routed = search.shown()
     return {
         "due_per_s": rate,
         **with_cpu(routed.run),
         **routed.verifications(),
         "by_router": {name: stages(one) for name, one in routed.routers.items()},
-        "tried": search.steps(),
+        "tried": search.steps,
     }
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from _fleet import DOMAIN, READY_TIMEOUT_S, Fleet, FleetOptions, fleet_on
+from _agents import DOMAIN, FleetOptions
+from _fleet import READY_TIMEOUT_S, Fleet, fleet_on
 
 from tocsin.bus import Broker
 from tocsin.cli.authority import issue_service

@@ -1,11 +1,12 @@
-"""The folders of agent hosts that are enrolled already: keys, certificates and tokens as their first run leaves them."""
+"""The folders of agent hosts that are enrolled already: keys, certificates and tokens, as a first run leaves them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from _fleet import DOMAIN, Fleet
+from _agents import DOMAIN
+from _fleet import Fleet
 
 from tocsin.agent import HostSettings
 from tocsin.agent.enrol import key_groups

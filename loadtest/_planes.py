@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from _agents import host_names
 from _ahead import Ahead, plan_ahead, signature_s
 from _drive import Run, drive, started
 from _embedded import Embedded, Routers
-from _fleet import host_names
 from _host import HostPlan
 from _relay import RelayPlan
 from _routed import Routed, through_routers
@@ -19,7 +19,6 @@ from _traffic import Schedule, schedule
 from _worker import TrafficPlan
 from common import DIGITS, SUMMARY, cores, say
 
-from tocsin.contracts.errors import InvalidInputError
 from tocsin.contracts.operations import MetricsSnapshot
 
 
@@ -85,14 +84,7 @@ class Planes:
 
 
 async def enrolled(system: Embedded, options: argparse.Namespace) -> Planes:
-    """Certify and enrol the agents.
-
-    Raises:
-        InvalidInputError: ``ahead_needs_agent_keys``: a host that signs for all its agents signs many at once, which
-            nobody can do ahead for it.
-    """
-    if options.presigned and options.key_scope != "agent":
-        raise InvalidInputError("--presigned needs --key-scope agent", reason="ahead_needs_agent_keys")
+    """Certify and enrol the agents."""
     fleet = system.fleet
     begun = time.monotonic()
     unused = schedule(rate=1.0, warmup_s=0.0, seconds=1.0, senders=options.hosts)

@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 from _drive import Run
 from common import latency
 
+from tocsin.contracts.errors import InvariantBrokenError
+
 LOWEST_PER_S = 10.0
 STEP = 1.5
 """By how much the search raises a rate that is held, until one is not."""
@@ -68,52 +70,58 @@ def is_held(run: Run, p99_ms: float) -> bool:
 
 @dataclass
 class Search(Generic[T]):
-    """One search, with what it has tried."""
+    """One search, with what it has tried: all runs' figures, and the runs that are to be shown."""
 
     send: Callable[[float], Awaitable[T]]
     """Sends at a rate."""
     run_of: Callable[[T], Run]
     p99_ms: float
-    tried: list[tuple[float, T]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    """Every run's figures, in order."""
+    _best: tuple[float, T] | None = None
+    _lowest: tuple[float, T] | None = None
 
-    async def run(self, rate: float) -> T:
-        """Send at a rate."""
+    async def run(self, rate: float) -> bool:
+        """Send at a rate; return whether it was held."""
         sent = await self.send(rate)
-        self.tried.append((rate, sent))
-        return sent
+        run = self.run_of(sent)
+        held = is_held(run, self.p99_ms)
+        self.steps.append(_brief(rate, run, held=held))
+        if held and (self._best is None or rate >= self._best[0]):
+            self._best = rate, sent
+        if self._lowest is None or rate <= self._lowest[0]:
+            self._lowest = rate, sent
+        return held
 
-    async def held(self, rate: float) -> bool:
-        """Tell whether a rate is held, at the latest by the last try."""
+    async def highest(self, first: float, *, max_rates: int = MAX_RATES) -> float:
+        """Return the highest rate that is held, at the latest by the last try; 0 if none is."""
+        return await highest(self._held, first, max_rates=max_rates)
+
+    def shown(self) -> tuple[float, T]:
+        """Return the run at the highest rate that was held, or else at the lowest that was tried."""
+        shown = self._best or self._lowest
+        if shown is None:
+            raise InvariantBrokenError("nothing was tried", reason="not_started")
+        return shown
+
+    async def _held(self, rate: float) -> bool:
         for _ in range(TRIES):
-            if is_held(self.run_of(await self.run(rate)), self.p99_ms):
+            if await self.run(rate):
                 return True
         return False
 
-    async def highest(self, first: float, *, max_rates: int = MAX_RATES) -> float:
-        """Return the highest rate that is held; 0 if none is."""
-        return await highest(self.held, first, max_rates=max_rates)
 
-    def shown(self, max_rate: float | None) -> tuple[float, T]:
-        """Return what was sent at the highest rate that was held, or at the lowest that was tried."""
-        latest = dict(self.tried)
-        rate = max_rate or min(latest)
-        return rate, latest[rate]
-
-    def steps(self) -> list[dict[str, Any]]:
-        """Return every run's figures, in order."""
-        return [self._brief(rate, self.run_of(sent)) for rate, sent in self.tried]
-
-    def _brief(self, rate: float, run: Run) -> dict[str, Any]:
-        counted = run.tally
-        return {
-            "due_per_s": rate,
-            "held": is_held(run, self.p99_ms),
-            "sent": counted.sent,
-            "received": counted.received,
-            "lost": counted.lost,
-            "duplicates": counted.duplicates,
-            "not_sent": counted.not_sent,
-            "late_sends": counted.late_sends,
-            "latency_ms": latency(counted.latencies_ms),
-            "cpu_cores": run.cpu_cores(),
-        }
+def _brief(rate: float, run: Run, *, held: bool) -> dict[str, Any]:
+    counted = run.tally
+    return {
+        "due_per_s": rate,
+        "held": held,
+        "sent": counted.sent,
+        "received": counted.received,
+        "lost": counted.lost,
+        "duplicates": counted.duplicates,
+        "not_sent": counted.not_sent,
+        "late_sends": counted.late_sends,
+        "latency_ms": latency(counted.latencies_ms),
+        "cpu_cores": run.cpu_cores(),
+    }

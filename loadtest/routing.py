@@ -23,9 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _agents import FleetOptions, add_options
 from _ceiling import ceilings
 from _embedded import embedded
-from _fleet import FleetOptions, add_options
 from _planes import Planes, enrolled, stages, with_cpu
 from _processes import until_terminated
 from _search import MAX_RATES
@@ -42,13 +42,22 @@ from common import (
     show_table,
 )
 
+from tocsin.contracts.errors import InvalidInputError
+
 OWN = ("not_sent", "late_sends", "send_lag_ms", "send_ms", "cpu_cores")
 """What the senders' own clocks do, and what else the machine does: it says nothing of a system."""
 P99_MS = 50.0
 
 
 async def measure(options: argparse.Namespace) -> tuple[Environment, dict[str, Any]]:
-    """Run everything and return the report's parts."""
+    """Run everything and return the report's parts.
+
+    Raises:
+        InvalidInputError: ``ahead_needs_agent_keys``: a host's key signs whatever waits together, and what waits
+            together is known when the traffic runs.
+    """
+    if options.presigned and options.key_scope != "agent":
+        raise InvalidInputError("--presigned needs --key-scope agent", reason="ahead_needs_agent_keys")
     fleet_options = FleetOptions.of(options)
     environment = Environment.here(
         backends=[fleet_options.backend.name],

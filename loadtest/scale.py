@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from _agents import DOMAIN, FleetOptions, add_options, host_names
 from _compose import Container, Stack, cap, identity_of, require_here, throw_away_stack
-from _fleet import DOMAIN, Fleet, FleetOptions, add_options, fleet_on, host_names, router_process
+from _fleet import Fleet, fleet_on, router_process
 from _host import HostPlan
 from _processes import until_terminated
 from _routed import Routed, through_routers
@@ -77,7 +78,7 @@ class Bench:
 
     def results(self, max_rate: float | None) -> dict[str, Any]:
         """Return the figures at the highest rate that was held, or at the lowest that was not."""
-        rate, routed = self.search.shown(max_rate)
+        rate, routed = self.search.shown()
         found = {} if max_rate is None else {"max_rate_per_s": max_rate}
         return {
             "routers": len(self.routers),
@@ -88,7 +89,7 @@ class Bench:
             "cpu_cores": routed.run.cpu_cores(),
             "by_router": dict(self._by_router(routed)),
             **routed.verifications(),
-            "tried": self.search.steps(),
+            "tried": self.search.steps,
         }
 
     def _by_router(self, routed: Routed) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""The search for the highest rate that is held, and what the container engine says."""
+"""Where the search begins, and what the container engine says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from _compose import Container, Identity, containers_of, identity_in
 from _drive import Run
-from _search import HALVINGS, STEP, Search, highest, is_held
 from _traffic import Tally
 from scale import first_rate
 
@@ -28,47 +27,6 @@ GOOD = Tally(
     achieved_per_s=99.0,
 )
 STARTING = '{"event":"process_starting","process":"router-3","signature_backend":"openssl"}'
-
-
-@pytest.mark.parametrize("limit", [40, 199, 200, 201, 333, 1000, 4321.5])
-async def test_the_search_ends_close_below_the_limit(limit: float) -> None:
-    tried = []
-
-    async def held(rate: float) -> bool:
-        tried.append(rate)
-        return rate <= limit
-
-    found = await highest(held, 200.0)
-    assert found in tried
-    assert found <= limit
-    # Rates are whole numbers, so the next one may be one further away.
-    assert limit <= found * STEP ** (1 / 2**HALVINGS) + 2
-    assert len(tried) == len(set(tried))
-
-
-async def test_the_search_gives_up_where_nothing_is_held() -> None:
-    tried = []
-
-    async def held(rate: float) -> bool:
-        tried.append(rate)
-        return False
-
-    assert await highest(held, 200.0) == 0.0
-    assert len(tried) < 10
-
-
-@pytest.mark.parametrize(
-    ("tally", "held"),
-    [
-        (GOOD, True),
-        (replace(GOOD, lost=1), False),
-        (replace(GOOD, duplicates=1), False),
-        (replace(GOOD, not_sent=1), False),
-        (replace(GOOD, latencies_ms=[1.0] * 98 + [50.0] * 2), False),
-    ],
-)
-def test_a_rate_is_held_when_all_came_once_and_in_time(tally: Tally, held: bool) -> None:
-    assert is_held(run(tally), p99_ms=50.0) is held
 
 
 def test_cpu_time_is_told_for_each_message_and_as_cores() -> None:

@@ -7,7 +7,7 @@ import time
 from typing import cast
 
 import pytest
-from _fleet import FleetOptions, plan_agents
+from _agents import FleetOptions, plan_agents
 from _traffic import Outcome, Schedule, Sending, padded, schedule, send_on_time, tally
 
 from tocsin.bus.envelope import encode_body
