@@ -29,8 +29,6 @@ from tocsin.contracts.routing import Delivery
 
 SETTLE_S = 1.0
 """After the hosts are ready: their agents have made themselves known."""
-WAIT_S = 25.0
-"""From the last alert until what has no account has none: past the routers' own deadline, after a restart of all."""
 POLL_S = 0.5
 
 
@@ -98,7 +96,7 @@ async def _send(
     for worker in workers:
         worker.start(start_ns)
     async with _faults(system, routers, link, options, start_ns) as faults:
-        accounts = await _until_accounted(system, workers, begun_wall_ns, options.agents)
+        accounts = await _until_accounted(system, workers, begun_wall_ns, options)
     window_s = (time.monotonic_ns() - start_ns) / 1e9
     # Whoever was killed took its figures along.
     cpu_after = {} if options.faults else {name: cpu_s(pids) for name, pids in groups.items()}
@@ -134,7 +132,7 @@ async def _faults(
 
 
 async def _until_accounted(
-    system: Embedded, workers: Sequence[Worker], begun_wall_ns: int, agents: int
+    system: Embedded, workers: Sequence[Worker], begun_wall_ns: int, options: argparse.Namespace
 ) -> list[Told]:
     """Wait until every alert has its account and every agent has had it, or neither will come any more."""
     deadline: float | None = None
@@ -146,10 +144,10 @@ async def _until_accounted(
         sent = sum(worker.said.sent for worker in workers)
         received = sum(worker.said.received for worker in workers)
         if all_sent:
-            deadline = deadline or time.monotonic() + WAIT_S
+            deadline = deadline or time.monotonic() + options.wait
             told = await _accounts(system, begun_wall_ns) or told
             complete = {one.account.leaf for one in told if one.account.complete}
-            if (len(complete) >= sent and received >= sent * agents) or time.monotonic() > deadline:
+            if (len(complete) >= sent and received >= sent * options.agents) or time.monotonic() > deadline:
                 return told
         await asyncio.sleep(POLL_S)
 

@@ -30,6 +30,8 @@ from common import Environment, emit, exit_with, positive_float, positive_int, s
 from tocsin.contracts.catalogue import THREAT_ALERT
 from tocsin.contracts.errors import InvariantBrokenError
 
+WAIT_S = 25.0
+"""Past the routers' own deadline of 10 s, after everything was restarted."""
 MAX_TOLD = 100
 """Alerts whose own accounts are in the report."""
 
@@ -126,6 +128,12 @@ def _arguments() -> argparse.Namespace:
     add("--alerts", type=positive_int, default=50, help="how many, one after another")
     add("--pause", type=positive_float, default=0.2, help="seconds from one alert to the next")
     add("--routers", type=positive_int, default=1, help="router processes")
+    add(
+        "--wait",
+        type=positive_float,
+        default=WAIT_S,
+        help="seconds after the last alert until what has no account has none",
+    )
     add("--faults", action="store_true", help="break a host's connection, a router and the broker meanwhile")
     return parser.parse_args()
 

@@ -25,13 +25,20 @@ def command(*arguments: str) -> list[str]:
 
 def report(*arguments: str) -> dict[str, Any]:
     """Run a program; its exit code is 0 and its standard output one JSON object and nothing else."""
-    ended = subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=100)
-    assert ended.returncode == 0, ended.stderr
+    code, parsed = report_and_code(*arguments)
+    assert code == 0
+    return parsed
+
+
+def report_and_code(*arguments: str) -> tuple[int, dict[str, Any]]:
+    """Run a program that may find what it reports wrong."""
+    ended = subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=200)
+    assert ended.stdout, ended.stderr
     assert ended.stdout.count("\n") == 1
     parsed: dict[str, Any] = json.loads(ended.stdout)
     assert set(parsed) == {"program", "parameters", "environment", "results"}
     assert set(parsed["environment"]) == ENVIRONMENT
-    return parsed
+    return ended.returncode, parsed
 
 
 def test_envelopes_are_measured_for_every_batch_size() -> None:
@@ -99,6 +106,85 @@ def test_a_key_for_each_agent_and_two_routers() -> None:
     assert parsed["environment"]["signature_algorithm"] == "ML-DSA-44"
 
 
+@pytest.mark.slow
+def test_the_highest_rate_is_searched_for_routers_and_for_relays() -> None:
+    parsed = report(
+        "routing.py",
+        *("--agents", "4", "--hosts", "2", "--rate", "40", "--seconds", "0.5", "--warmup", "0.1"),
+        # One step, that holds wherever the machine breathes: the search itself is tested by itself.
+        *("--find-max", "--max-rates", "1", "--routers-list", "1,2", "--p99-ms", "1000"),
+    )
+    one, two = parsed["results"]["by_routers"]
+    assert (one["routers"], two["routers"]) == (1, 2)
+    for found in (one, two, one["baseline"], two["baseline"]):
+        assert found["max_rate_per_s"] == found["due_per_s"] == 40
+        assert (found["sent"], found["lost"], found["duplicates"]) == (20, 0, 0)
+        assert found["tried"][-1]["held"]
+        assert {"router", "broker", "hosts", "others"} == set(found["cpu_cores"])
+    assert one["ratio_to_baseline"]["max_rate_per_s"] == 1.0
+    assert set(two["full_verifications"]) == {
+        "host.host-1",
+        "host.host-2",
+        "service.router.0",
+        "service.router.1",
+    }
+
+
+@pytest.mark.slow
+def test_envelopes_signed_ahead_are_taken_as_any_other() -> None:
+    parsed = report(
+        "routing.py",
+        *("--agents", "6", "--hosts", "2", "--rate", "40", "--seconds", "1", "--warmup", "0.25"),
+        *("--key-scope", "agent", "--presigned"),
+    )
+    results = parsed["results"]
+    assert (results["sent"], results["received"], results["lost"], results["duplicates"]) == (40, 40, 0, 0)
+    # Each is signed alone, and verified in full by the router and by its recipient's host.
+    assert results["batch_mean"] == 1.0
+    assert results["full_verifications_per_message"] == 2.0
+    assert results["refused"] == {}
+    assert set(results["signed_ahead"]) == {"planned_s", "took_s", "start_late_s"}
+    assert set(results["setup_s"]) == {"certificates", "records", "routers", "hosts"}
+
+
+@pytest.mark.slow
+def test_an_emergency_reaches_every_agent_and_is_accounted_for_twice_over() -> None:
+    parsed = report("broadcast.py", *("--agents", "13", "--hosts", "2", "--alerts", "4", "--pause", "0.1"))
+    results = parsed["results"]
+    assert (results["sent"], results["not_sent"], results["keys"]) == (4, 0, 3)
+    # What the router's accounts say, and what the agents themselves have counted.
+    assert (results["due"], results["delivered"], results["undelivered"]) == (52, 52, 0)
+    assert (results["received"], results["twice"], results["lost"]) == (52, 0, 0)
+    assert (results["complete_accounts"], results["unaccounted"], results["overclaimed"]) == (4, 0, 0)
+    assert results["by_core"] + results["by_stream"] == 52
+    for name in ("first_agent_ms", "last_agent_ms", "account_ms"):
+        assert set(results[name]) == LATENCY
+    assert 0 < results["first_agent_ms"]["p50"] <= results["last_agent_ms"]["p50"]
+    assert min(results["full_verifications"].values()) >= 4
+    assert set(results["full_verifications"]) == {"host.host-1", "host.host-2", "service.router.0"}
+    assert results["not_simply_delivered"] == []
+
+
+@pytest.mark.slow
+def test_faults_are_made_and_healed_and_the_exit_code_says_whether_all_is_accounted_for() -> None:
+    code, parsed = report_and_code(
+        "broadcast.py",
+        *("--agents", "7", "--hosts", "2", "--alerts", "40", "--pause", "0.2", "--faults", "--wait", "12"),
+    )
+    results = parsed["results"]
+    assert [fault["fault"] for fault in results["faults"]] == ["partition", "router", "broker"]
+    assert all(fault["alerts"] > 0 for fault in results["faults"])
+    assert results["sent"] + results["not_sent"] == 40
+    wrong = results["unaccounted"] + results["twice"] + results["overclaimed"]
+    assert code == (70 if wrong else 0)
+    assert results["twice"] == 0
+    # A host that was cut off has what it missed from the stream once it is back.
+    partition = results["faults"][0]
+    assert partition["complete"] == partition["alerts"]
+    assert partition["late"] > 0
+    assert len(results["not_simply_delivered"]) >= results["unaccounted"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_no_process_behind(number: signal.Signals) -> None:
     program = subprocess.Popen(
@@ -132,6 +218,10 @@ def test_an_interrupted_run_leaves_no_process_behind(number: signal.Signals) -> 
         (("routing.py", "--agents", "1"), 65, "--agents 2"),
         (("routing.py", "--agents", "3", "--hosts", "4"), 65, "4 hosts for 3 agents"),
         (("routing.py", "--rate", "0"), 2, "above zero"),
+        (("routing.py", "--routers-list", "1,0"), 2, "above zero"),
+        (("routing.py", "--presigned"), 65, "--key-scope agent"),
+        (("broadcast.py", "--agents", "1", "--hosts", "1"), 65, "--agents 2"),
+        (("broadcast.py", "--pause", "0"), 2, "above zero"),
         (("envelope.py", "--seconds", "nan"), 2, "above zero"),
     ],
 )
