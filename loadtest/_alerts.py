@@ -196,9 +196,10 @@ def _during(fault: Fault, alerts: Sequence[Alert]) -> dict[str, Any]:
         "unaccounted": sum(not alert.accounted for alert in meanwhile),
         "late": len(late),
     }
+    after_ms = [(alert.last_ns - fault.healed_ns) / 1e6 for alert in late]
     return {
         "fault": fault.name,
         "lasted_s": round((fault.healed_ns - fault.begun_ns) / 1e9, 3),
         **counted,
-        "after_healing_ms": latency([(alert.last_ns - fault.healed_ns) / 1e6 for alert in late]),
+        **({"after_healing_ms": latency(after_ms)} if after_ms else {}),
     }

@@ -40,14 +40,9 @@ def results(measured: Measured) -> dict[str, Any]:
     """Return the report's figures of a run."""
     alerts = measured.alerts
     odd = [one for one in alerts if not (one.complete and one.told and one.told.account.complete)]
-    cpu: Mapping[str, float] = {
-        f"{name}_cpu_us_per_alert": round(used * 1e6 / len(alerts), 1) for name, used in measured.cpu_s.items()
-    }
-    cores = {name: round(used / measured.window_s, 3) for name, used in measured.cpu_s.items()}
     found: dict[str, Any] = {
         **figures(alerts),
-        **cpu,
-        "cpu_cores": cores,
+        **_cpu(measured),
         "full_verifications": measured.full_verifications,
         "not_simply_delivered": [told_of(alert) for alert in odd[:MAX_TOLD]],
         "setup_s": measured.setup_s,
@@ -55,6 +50,18 @@ def results(measured: Measured) -> dict[str, Any]:
     if measured.faults:
         found["faults"] = during(measured.faults, alerts)
     return found
+
+
+def _cpu(measured: Measured) -> dict[str, Any]:
+    used = measured.cpu_s
+    if not used:
+        return {}
+    alerts = len(measured.alerts)
+    cores = {name: round(one / measured.window_s, 3) for name, one in used.items()}
+    return {
+        **{f"{name}_cpu_us_per_alert": round(one * 1e6 / alerts, 1) for name, one in used.items()},
+        "cpu_cores": cores,
+    }
 
 
 def check(found: Mapping[str, Any]) -> None:
