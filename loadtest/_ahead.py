@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from _host import HostPlan, HostPlane, body_of
+from _host import HostPlan, HostPlane
 from _worker import work
 
 from tocsin.bus import Sent
@@ -96,13 +96,13 @@ class AheadPlane(HostPlane):
         for number, sender, recipient in messages:
             self._made[number] = await self._bus.make(
                 self._kind,
-                body_of(self._kind, number, self._filler),
+                self._bodies.pop(number),
                 audience=f"agent.{recipient}",
                 sender=self._ids[sender],
                 now_ns=wall_ns + start_ns + self._plan.schedule.due_ns(number),
             )
 
-    async def send(self, number: int, sender: str, recipient: str) -> None:
+    async def send(self, number: int, sender: str, recipient: str) -> None:  # type: ignore[override]  # awaited: a plane may
         """Send one message through the router."""
         del recipient  # the envelope names it
         subject = ROUTE.at(type=self._kind.name, priority=Priority.NORMAL.token, agent=sender)
