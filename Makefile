@@ -24,7 +24,7 @@ test: lint types imports tests ## lint, types, import contracts, all tests: what
 bench: $(STAMP) ## every program of loadtest/, briefly: one JSON object each
 	@$(BIN)/python loadtest/envelope.py --seconds 0.2
 	@$(BIN)/python loadtest/routing.py --agents 40 --rate 1000 --seconds 10 --baseline
-	@$(BIN)/python loadtest/routing.py --find-max --routers-list 1 --seconds 3 --warmup 1 --max-rates 6
+	@$(BIN)/python loadtest/routing.py --find-max --routers-list 1 --seconds 2 --warmup 1 --max-rates 5
 	@$(BIN)/python loadtest/routing.py --agents 847 --key-scope agent --presigned --rate 200 --seconds 5
 	@$(BIN)/python loadtest/broadcast.py --agents 847 --alerts 25
 

@@ -185,10 +185,19 @@ def test_faults_are_made_and_healed_and_the_exit_code_says_whether_all_is_accoun
     assert len(results["not_simply_delivered"]) >= results["unaccounted"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_no_process_behind(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "number"),
+    [
+        (("routing.py", "--rate", "50", "--seconds", "60"), signal.SIGINT),
+        (("routing.py", "--find-max", "--seconds", "60"), signal.SIGTERM),
+        (("broadcast.py", "--alerts", "300", "--faults"), signal.SIGTERM),
+    ],
+)
+def test_an_interrupted_run_leaves_no_process_behind(
+    arguments: tuple[str, ...], number: signal.Signals
+) -> None:
     program = subprocess.Popen(
-        command("routing.py", "--agents", "4", "--hosts", "2", "--rate", "50", "--seconds", "60"),
+        command(*arguments, "--agents", "4", "--hosts", "2"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
