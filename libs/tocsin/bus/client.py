@@ -39,12 +39,22 @@ from tocsin.bus.intake import Handler, Intake
 from tocsin.bus.opener import Arrival, Context, Opener
 from tocsin.bus.outbox import Outbox, check_size
 from tocsin.bus.proving import Prover
+from tocsin.bus.reader import StreamReader
 from tocsin.bus.records import Records
-from tocsin.bus.requests import Replies, error_reply
+from tocsin.bus.replay import Ledger
+from tocsin.bus.requests import RESEND_S, URGENT_RESEND_S, Replies, error_reply
 from tocsin.bus.settings import BusSettings
 from tocsin.bus.signing import BatchSigner
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import AUDIT, AUDIT_REJECTED, EVENT, METRICS, METRICS_TYPE
+from tocsin.contracts.catalogue import (
+    AUDIT,
+    AUDIT_REJECTED,
+    EMERGENCY,
+    EVENT,
+    METRICS,
+    METRICS_TYPE,
+    THREAT_ALERT,
+)
 from tocsin.contracts.errors import (
     DeniedError,
     InvalidInputError,
@@ -422,8 +432,27 @@ class Bus:
         self.metrics.observe_ms(f"request.{request.verb}", (time.perf_counter() - begun) * 1e3)
         return cast("R", answer)
 
-    async def ask_with(self, request: Request[Q, R], sent: Sent, asker: SpiffeId, *, timeout_s: float) -> R:
-        """Ask with an envelope that was made elsewhere: the root's epoch, a host's enrolment."""
+    async def emergency(self, sent: Sent, sender: SpiffeId, *, timeout_s: float) -> None:
+        """Send a CRITICAL alert, in identical bytes again and again, until a router says that its stream has it.
+
+        Raises:
+            UnavailableError: ``no_answer`` within ``timeout_s``: it may be delivered all the same.
+            TocsinError: a router refuses it.
+        """
+        at = {"type": THREAT_ALERT.name, "priority": Priority.CRITICAL.token, "agent": sender.name}
+        await self.ask_with(EMERGENCY, sent, sender, timeout_s=timeout_s, resend_s=URGENT_RESEND_S, at=at)
+
+    async def ask_with(
+        self,
+        request: Request[Q, R],
+        sent: Sent,
+        asker: SpiffeId,
+        *,
+        timeout_s: float,
+        resend_s: tuple[float, ...] = RESEND_S,
+        at: Tokens = NO_TOKENS,
+    ) -> R:
+        """Ask with an envelope that is made already: the root's epoch, a host's enrolment, an emergency."""
         if self._replies is None:
             raise UnavailableError("the bus is not open", reason="not_open")
 
@@ -431,7 +460,12 @@ class Bus:
             return sent
 
         answer = await self._replies.ask(
-            cast("Request[Message, Message]", request), request.subject.at(), made, asker, timeout_s=timeout_s
+            cast("Request[Message, Message]", request),
+            request.subject.at(**at),
+            made,
+            asker,
+            timeout_s=timeout_s,
+            resend_s=resend_s,
         )
         return cast("R", answer)
 
@@ -445,23 +479,26 @@ class Bus:
         queue: str = "",
         concurrency: int = 1,
         restrict: Callable[[SpiffeId], bool] | None = None,
+        again: bool = False,
         at: Tokens = NO_TOKENS,
     ) -> Subscription:
         """Handle every message on a subject (or on part of it, by ``at``); order kept if ``concurrency`` is 1.
+
+        With ``again`` a stored message that was handled before is handed over again: the handler knows it.
 
         A handler that never waits is best a plain function: it is called without a task switch.
         A handler that raises one of our errors refuses the message; any other exception is logged. The
         broker knows of the subscription when this returns.
         """
-        intake = self._intake(subject.name, cast("Handler", handler), concurrency, restrict)
+        intake = self._intake(subject.name, cast("Handler", handler), concurrency, restrict, again=again)
 
-        def receive(data: bytes, concrete: str, _: str) -> None:
+        def receive(data: bytes, concrete: str, reply: str) -> None:
             try:
                 arrival = Arrival.on(subject, concrete, self.audiences)
             except InvalidInputError as error:
                 self.reject(error, concrete, data)
             else:
-                intake.put(data, arrival)
+                intake.put(data, arrival, reply or None)
 
         subscription = await self.connection.take(subject.pattern(**at), receive, queue=queue)
         self._subscriptions.append(subscription)
@@ -546,13 +583,29 @@ class Bus:
         max_deliver: int = 5,
         only_new: bool = False,
         second_connection: bool = False,
+        in_order: bool = False,
+        again: bool = False,
         at: Tokens = NO_TOKENS,
     ) -> Consumer:
-        """Consume a subject's stream under a durable name: at least once, acknowledged when handled."""
+        """Consume a subject's stream under a durable name: at least once, acknowledged when handled.
+
+        Args:
+            subject: a subject with a stream.
+            handler: of each message.
+            durable: the consumer's name.
+            concurrency: messages that are handled at once.
+            ack_wait_s: when a message that a process held when it died comes again, in seconds.
+            max_deliver: how often a message comes at most.
+            only_new: begin with what comes from now on, if the consumer is new.
+            second_connection: read over a connection of its own.
+            in_order: nothing comes before what came before it is acknowledged, even across a crash.
+            again: hand over what was handled before by another channel, too: the handler knows it.
+            at: the subject's tokens.
+        """
         connection = await self._second_connection() if second_connection else self.connection
         consumer = Consumer(
             connection,
-            self.opener,
+            self._forgetful() if again else self.opener,
             self._threads,
             self.metrics,
             subject,
@@ -566,7 +619,7 @@ class Bus:
             filter_subject=subject.pattern(**at),
             ack_wait=ack_wait_s,
             max_deliver=max_deliver,
-            max_ack_pending=max(concurrency * 2, 64),
+            max_ack_pending=1 if in_order else max(concurrency * 2, 64),
             deliver_policy=api.DeliverPolicy.NEW if only_new else api.DeliverPolicy.ALL,
         )
         await consumer.start(config, self.spawn)
@@ -583,16 +636,54 @@ class Bus:
         """Return what a subject's stream holds since a moment, the oldest first: see :class:`History`."""
         return await self._history().since(subject, subject.pattern(**at), start_ns=start_ns)
 
+    def reader(self, subject: Subject, *, start_ns: int, at: Tokens = NO_TOKENS) -> StreamReader:
+        """Return a reader of a subject's stream from a moment on, for whoever accounts for others' messages."""
+        opener = Opener(self.trust, self.backend, started_ns=self.opener.started_ns)
+        return StreamReader(
+            self.connection, opener, subject, subject.pattern(**at), start_ns=start_ns, reject=self.reject
+        )
+
+    async def reopen(self, subject: Subject, where: str, data: bytes) -> tuple[Message, Context]:
+        """Open bytes that this process, or the one before it, has taken and kept.
+
+        Raises:
+            TocsinError: they do not hold, or not any more.
+        """
+        opener = Opener(self.trust, self.backend, started_ns=self.opener.started_ns)
+        arrival = Arrival.on(subject, where, self.audiences)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._threads, lambda: opener.open(data, arrival, now_ns=time.time_ns())
+        )
+
     def _history(self) -> History:
         # An opener of its own: what is looked at there was, or will be, taken as a message elsewhere.
         opener = Opener(self.trust, self.backend, started_ns=self.opener.started_ns)
         return History(self.connection.js, opener, self.audiences, reject=self.reject)
 
+    def _forgetful(self) -> Opener:
+        """Return an opener that hands over again what it has handed over before."""
+        own = self.opener
+        return Opener(
+            self.trust,
+            self.backend,
+            started_ns=own.started_ns,
+            batches=own.batches,
+            replay=own.replay,
+            ledger=Ledger(max_done=0),
+        )
+
     def _intake(
-        self, name: str, handler: Handler, concurrency: int, restrict: Callable[[SpiffeId], bool] | None
+        self,
+        name: str,
+        handler: Handler,
+        concurrency: int,
+        restrict: Callable[[SpiffeId], bool] | None,
+        *,
+        again: bool = False,
     ) -> Intake:
         intake = Intake(
-            self.opener,
+            self._forgetful() if again else self.opener,
             self._prover,
             self.metrics,
             handler,

@@ -25,7 +25,7 @@ from tocsin.contracts.errors import (
     UnavailableError,
     family_of,
 )
-from tocsin.contracts.identifiers import SpiffeId
+from tocsin.contracts.identifiers import Kind, SpiffeId
 from tocsin.contracts.operations import ErrorReply
 from tocsin.contracts.subjects import PREFIX, MessageType, Request
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_WAITING = 4096
 RESEND_S = (2.0, 5.0, 10.0)
+URGENT_RESEND_S = (0.3, 0.6, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 14.0, 20.0)
+"""The same for an emergency, which every router may take again: its recipients drop the second copy."""
 """When a request is sent again, after the first time: identical bytes, so it is handled at most once."""
 NO_RESPONDERS_PAUSE_S = 0.1
 
@@ -91,11 +93,12 @@ class Replies:
         asker: SpiffeId,
         *,
         timeout_s: float,
+        resend_s: tuple[float, ...] = RESEND_S,
     ) -> Message:
         """Send a request until it is answered; see :meth:`tocsin.bus.client.Bus.request`."""
         if len(self._waiting) >= MAX_WAITING:
             raise ExhaustedError(f"{MAX_WAITING} requests wait already", reason="too_many_requests")
-        agent = request.subject.parse(subject).get("agent")
+        agent = request.subject.parse(subject).get("agent") if request.server_kind is Kind.AGENT else None
         deadline = time.monotonic() + timeout_s
         why = "no answer"
         while time.monotonic() < deadline:
@@ -109,7 +112,7 @@ class Replies:
             )
             self._waiting[token] = waiting
             try:
-                answer = await self._attempt(subject, sent, reply, waiting, deadline)
+                answer = await self._attempt(subject, sent, reply, waiting, deadline, resend_s)
             finally:
                 del self._waiting[token]
             if answer is not None:
@@ -125,11 +128,17 @@ class Replies:
         )
 
     async def _attempt(
-        self, subject: str, sent: Sent, reply: str, waiting: _Waiting, deadline: float
+        self,
+        subject: str,
+        sent: Sent,
+        reply: str,
+        waiting: _Waiting,
+        deadline: float,
+        resend_s: tuple[float, ...],
     ) -> Message | None:
         """Send one envelope and wait; None when the time is over or nobody listens."""
         begun = time.monotonic()
-        for again in (*RESEND_S, float("inf")):
+        for again in (*resend_s, float("inf")):
             await self._connection.publish(subject, sent.data, reply=reply)
             until = min(deadline, begun + again)
             gone = asyncio.ensure_future(waiting.no_responders.wait())

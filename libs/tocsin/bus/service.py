@@ -75,6 +75,7 @@ class _Subscribed:
     subject: Subject
     shared: bool
     concurrency: int
+    again: bool = False
     at: Tokens = field(default_factory=lambda: NO_TOKENS)
 
 
@@ -91,7 +92,12 @@ def handles(request: Request[Any, Any], *, concurrency: int = 16) -> Callable[[F
 
 
 def subscribes(
-    subject: Subject, *, shared: bool = False, concurrency: int = 1, at: Tokens = NO_TOKENS
+    subject: Subject,
+    *,
+    shared: bool = False,
+    concurrency: int = 1,
+    again: bool = False,
+    at: Tokens = NO_TOKENS,
 ) -> Callable[[F], F]:
     """Mark a method as the handler of a subject.
 
@@ -99,9 +105,10 @@ def subscribes(
         subject: the subject.
         shared: the service's instances share the messages (a queue group); else each gets all.
         concurrency: 1 keeps the order.
+        again: a stored message that was handled before is handed over again.
         at: only these tokens.
     """
-    return _mark(_Subscribed(subject, shared, concurrency, at))
+    return _mark(_Subscribed(subject, shared, concurrency, again, at))
 
 
 def consumes(subject: Subject, *, durable: str, concurrency: int = 1) -> Callable[[F], F]:
@@ -158,6 +165,7 @@ class Service(Generic[S]):
                     method,
                     queue=self.name.value if mark.shared else "",
                     concurrency=mark.concurrency,
+                    again=mark.again,
                     at=mark.at,
                 )
             else:

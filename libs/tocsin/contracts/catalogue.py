@@ -50,7 +50,7 @@ THREAT_ALERT = MessageType(
     "threat_alert",
     routing.ThreatAlert,
     MessageClass.STORED,
-    senders(*Role),
+    senders(*Role, ServiceName.CLI),
     ttl_ms=3_600_000,
     doc="Something is wrong; CRITICAL: something must be done.",
 )
@@ -115,10 +115,10 @@ ALERT_BACKUP = Subject(
 RECEIPTS = MessageType(
     "receipts",
     routing.Receipts,
-    MessageClass.LIVE,
+    MessageClass.STORED,
     senders(Kind.HOST),
     256 * KIB,
-    30_000,
+    3_600_000,
     "Proof of delivery.",
 )
 RECEIPT = Subject(
@@ -127,6 +127,7 @@ RECEIPT = Subject(
     (RECEIPTS,),
     "service.router",
     "Agent hosts to the routers: what they have taken.",
+    stream="RECEIPTS",
     sender_in="host",
 )
 HEARTBEAT_TYPE = MessageType(
@@ -390,6 +391,15 @@ FLEET_ROSTER = Request(
     senders(_S.CLI, _S.GATEWAY, _S.MONITOR, _S.ROUTER, _S.CONSENSUS),
     doc="All agents and how they are.",
 )
+EMERGENCY = Request(
+    "router.emergency",
+    routing.ThreatAlert,
+    routing.Accepted,
+    _S.ROUTER,
+    THREAT_ALERT.senders,
+    asks=(ROUTE, THREAT_ALERT),
+    doc="A CRITICAL alert: answered once stream ALERTS has it.",
+)
 CONSENSUS_EPOCH = Request(
     "consensus.epoch",
     decisions.Epoch,
@@ -456,6 +466,7 @@ REQUESTS: tuple[Request[Message, Message], ...] = (
     OBSERVE,
     FLEET_ENROL,
     FLEET_ROSTER,
+    EMERGENCY,
     CONSENSUS_EPOCH,
     QPU_LIST,
     QPU_ALLOCATE,
@@ -525,6 +536,7 @@ SUBJECTS: tuple[Subject, ...] = (
 
 STREAMS = (
     Stream("ALERTS", ("alert.>",), "limits", 86_400, 256 * MIB, "Emergencies, for agents that missed one."),
+    Stream("RECEIPTS", ("receipt.>",), "limits", 3_600, 256 * MIB, "Who took which emergency, and when."),
     Stream(
         "DECISIONS",
         ("consensus.decision.>", "consensus.epochs.>"),

@@ -13,6 +13,12 @@ from tocsin.contracts.observations import Finding, Incident, Observations
 from tocsin.contracts.response import ResponseOrder
 
 
+MAX_DEADLINE_S = 300.0
+"""Longest deadline of an emergency, in seconds: routers look back so far when they start."""
+MAX_LISTED_BYTES = 160 * 1024
+"""Of the names in an account: with the rest it fits its event, whatever the names."""
+
+
 class Discovery(Message):
     """An agent makes itself known."""
 
@@ -29,6 +35,8 @@ class ThreatAlert(Message):
     summary: Text
     finding: Finding | None = None
     order: ResponseOrder | None = None
+    deadline_s: Annotated[float, Field(ge=0.05, le=MAX_DEADLINE_S)] | None = None
+    """For how long an emergency is pursued before its account is closed, in seconds; None: as the router is set."""
 
 
 class Coordination(Message):
@@ -62,8 +70,29 @@ class Receipts(Message):
     receipts: Annotated[tuple[Receipt, ...], Field(min_length=1, max_length=64)]
 
 
+class Accepted(Message):
+    """A router's answer to the sender of an emergency: stream ALERTS has it."""
+
+    message: MessageId
+
+
+class Confirmed(Message):
+    """Agents of one host that took an emergency together."""
+
+    host: Name
+    channel: Annotated[str, Field(pattern="^(core|stream)$")]
+    """The channel that brought their first copy."""
+    ms: float
+    """Milliseconds from the sender's ``issued_at``; across machines with the difference of their clocks."""
+    agents: Annotated[tuple[Name, ...], Field(min_length=1, max_length=4096)]
+
+
 class Delivery(Message):
-    """The tracker's account of one emergency: event ``router.delivery``."""
+    """The tracker's account of one emergency: event ``router.delivery``.
+
+    Every agent that was due is named once, under ``undelivered`` or ``confirmed``, as far as the names have
+    ``MAX_LISTED_BYTES``; beyond, ``unlisted`` counts.
+    """
 
     message: MessageId
     leaf: Digest
@@ -71,7 +100,9 @@ class Delivery(Message):
     delivered: Annotated[int, Field(ge=0)]
     by_core: Annotated[int, Field(ge=0)]
     by_stream: Annotated[int, Field(ge=0)]
-    undelivered: Annotated[tuple[Name, ...], Field(max_length=4096)]
+    undelivered: Annotated[tuple[Name, ...], Field(max_length=65_536)]
+    confirmed: Annotated[tuple[Confirmed, ...], Field(max_length=65_536)] = ()
+    unlisted: Annotated[int, Field(ge=0)] = 0
     first_ms: float | None
     last_ms: float | None
     """Milliseconds from the sender's ``issued_at`` to the first and the last agent's copy."""

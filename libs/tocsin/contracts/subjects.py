@@ -185,6 +185,8 @@ class Request(Generic[Q_co, R_co]):
     doc: str = ""
     server_kind: Kind = Kind.SERVICE
     """Who answers: the service's instances or, for ``observe``, an agent."""
+    asks: tuple[Subject, MessageType[Q_co]] | None = None
+    """Subject and type of the question, where it is a message that travels anyway: an emergency."""
     subject: Subject = field(init=False)
     request_type: MessageType[Q_co] = field(init=False)
     reply_type: MessageType[R_co] = field(init=False)
@@ -199,8 +201,10 @@ class Request(Generic[Q_co, R_co]):
             f"{self.verb}.reply", self.answer, MessageClass.LIVE, server, 900 * KIB, doc=self.doc
         )
         audience = f"service.{self.service.value}" if self.server_kind is Kind.SERVICE else "agent.{agent}"
-        name = self.verb.upper().replace(".", "_")
-        object.__setattr__(self, "subject", Subject(name, template, (question,), audience, self.doc))
+        subject = Subject(self.verb.upper().replace(".", "_"), template, (question,), audience, self.doc)
+        if self.asks is not None:
+            subject, question = self.asks
+        object.__setattr__(self, "subject", subject)
         object.__setattr__(self, "request_type", question)
         object.__setattr__(self, "reply_type", answer)
 
