@@ -2,30 +2,30 @@
 
 The bus has verified each message once for the whole process; here it is handed to the agents that its
 audience names, in the order of arrival. An agent gets what it has itself sent to ``all`` or to its role,
-too. The two channels of an emergency carry the same bytes: the bus's ledger lets the first copy through
-and drops the other, and one receipt says which channel was first.
+too. The two channels of an emergency carry the same bytes: see :mod:`tocsin.agent.emergencies`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 from tocsin.agent.agent import Agent
+from tocsin.agent.emergencies import Emergencies, is_emergency
 from tocsin.agent.inbox import Inbox, Job
-from tocsin.agent.receipts import ReceiptSender
 from tocsin.bus import Context
 from tocsin.contracts.analysis import AssessmentMade
 from tocsin.contracts.base import Message
+from tocsin.contracts.catalogue import ALERT_BACKUP
 from tocsin.contracts.decisions import DecisionAnnounced, Proposal
 from tocsin.contracts.errors import ExhaustedError, InvariantBrokenError, TocsinError, UnavailableError
 from tocsin.contracts.identifiers import Priority
 from tocsin.contracts.observations import Observations, ObservationsTaken
-from tocsin.contracts.routing import Coordination, Discovery, Intelligence, Receipt, ThreatAlert
-from tocsin.telemetry import get_logger
+from tocsin.contracts.routing import Coordination, Discovery, Intelligence, ThreatAlert
+from tocsin.telemetry import Metrics, get_logger
 
 CORE = "core"
 STREAM = "stream"
@@ -47,18 +47,21 @@ class Delivery:
 
     Args:
         residents: all of the host's.
-        receipts: is told of every emergency that was taken.
+        emergencies: takes those.
+        metrics: the process's figures.
         ballot: lets one resident ballot on a proposal.
     """
 
     def __init__(
         self,
         residents: Iterable[Resident],
-        receipts: ReceiptSender,
+        emergencies: Emergencies,
+        metrics: Metrics,
         ballot: Callable[[Resident, Proposal, Context], Awaitable[None]],
     ) -> None:
         self._residents = tuple(residents)
-        self._receipts = receipts
+        self._emergencies = emergencies
+        self._metrics = metrics
         self._ballot = ballot
         self._closed = False
 
@@ -66,13 +69,29 @@ class Delivery:
         """Take no more: the stream's messages are given back, for this host's next process."""
         self._closed = True
 
-    async def from_core(self, body: Message, context: Context) -> None:
+    def from_core(self, body: Message, context: Context) -> None:
         """Take a message of a ``deliver`` subject."""
-        self._deliver(body, context, CORE)
+        self._refuse_if_closed()
+        to = self._residents_of(context.content.audience)
+        if not is_emergency(body, context):
+            for resident in to:
+                self._put(resident, body, context)
+        elif to and not self._take(body, context, to, CORE):
+            self._metrics.count(f"duplicates.{context.kind.name}")
 
     async def from_stream(self, body: Message, context: Context) -> None:
-        """Take an emergency of the stream ALERTS."""
-        self._deliver(body, context, STREAM)
+        """Take an emergency of the stream ALERTS; it is acknowledged when the disk has it, whichever copy was first.
+
+        Raises:
+            UnavailableError: ``journal_failed``, or the host is leaving.
+            ExhaustedError: ``inbox_full``, ``journal_full``.
+        """
+        self._refuse_if_closed()
+        to = self._residents_of(context.content.audience)
+        if to and is_emergency(body, context):
+            if not self._take(body, context, to, STREAM):
+                self._metrics.count(f"duplicates.{ALERT_BACKUP.name}")
+            await self._emergencies.durable(context.leaf)
 
     async def fact(self, body: Message, context: Context) -> None:
         """Take a fact that is for every agent: a decision's end, a workflow's end."""
@@ -98,17 +117,12 @@ class Delivery:
             raise full
         return await answer
 
-    def _deliver(self, body: Message, context: Context, channel: str) -> None:
-        self._refuse_if_closed()
-        taken = [
-            resident.agent.name
-            for resident in self._residents
-            if _is_for(resident.agent, context.content.audience) and self._put(resident, body, context)
-        ]
-        if taken and context.priority is Priority.CRITICAL and isinstance(body, ThreatAlert):
-            self._receipts.add(
-                Receipt(leaf=context.leaf, agents=tuple(taken), channel=channel, taken_ns=time.time_ns())
-            )
+    def _take(self, alert: Message, context: Context, to: Sequence[Resident], channel: str) -> bool:
+        names = [resident.agent.name for resident in to]
+        return self._emergencies.take(cast("ThreatAlert", alert), context, names, channel)
+
+    def _residents_of(self, audience: str) -> list[Resident]:
+        return [resident for resident in self._residents if _is_for(resident.agent, audience)]
 
     def _put(self, resident: Resident, body: Message, context: Context) -> bool:
         resident.agent.support.note(body, sender=context.sender.name)

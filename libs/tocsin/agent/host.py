@@ -28,9 +28,11 @@ from tocsin.agent.agent import Agent
 from tocsin.agent.balloting import Balloting
 from tocsin.agent.ballots import BallotLog
 from tocsin.agent.delivery import Delivery, Resident
+from tocsin.agent.emergencies import Emergencies
 from tocsin.agent.enrol import Wallet, key_groups
 from tocsin.agent.epochs import EpochKeeper
 from tocsin.agent.inbox import Inbox, Job
+from tocsin.agent.journal import AlertJournal
 from tocsin.agent.membership import Membership
 from tocsin.agent.peers import Peers
 from tocsin.agent.receipts import ReceiptSender
@@ -53,6 +55,7 @@ from tocsin.contracts.catalogue import (
     HEARTBEAT_TYPE,
     OBSERVE,
     ROUTE,
+    THREAT_ALERT,
 )
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.fleet import Heartbeat
@@ -68,7 +71,12 @@ R = TypeVar("R", bound=Message)
 
 STUCK_S = 30.0
 """An agent whose handler has run for so long is left out of the heartbeat: as silent as it is."""
-STREAM_CONCURRENCY = 8
+ALERT_ACK_WAIT_S = 2.0
+"""How long after a crash of the host the stream waits with the alert that it held; those behind it wait, too."""
+ALERT_MAX_DELIVER = 8
+"""An alert that is refused, since an inbox is full, comes again for a minute; those behind it wait as long."""
+EMERGENCY_S = 10.0
+"""How long a sender tries to get an emergency accepted."""
 GOODBYE_S = 2.0
 STATE_LAYOUT = 1
 """Of a host's state folder."""
@@ -130,6 +138,10 @@ class AgentHost:
         self._membership = await asyncio.to_thread(self._prepare)
         ballots = await asyncio.to_thread(BallotLog, self.state_dir / "ballots.log")
         self._open.callback(ballots.close)
+        journal = await asyncio.to_thread(
+            AlertJournal, self.state_dir / "alerts.journal", now_ns=time.time_ns()
+        )
+        self._open.push_async_callback(journal.close)
         self._bus = self._membership.make_bus(self.settings, self.metrics)
         self._bus.audiences |= self._audiences()
         await self._open.enter_async_context(self._bus)
@@ -138,8 +150,12 @@ class AgentHost:
         self._receipts = ReceiptSender(self._bus, self.settings.host_name)
         self._residents = {name: self._settle(agent) for name, agent in self.agents.items()}
         balloting = Balloting(self._bus, ballots, self._epochs)
-        self._delivery = Delivery(self._residents.values(), self._receipts, balloting.ballot)
+        carried = [(resident.agent, resident.inbox) for resident in self._residents.values()]
+        emergencies = Emergencies(self._bus, journal, self._receipts, carried)
+        self._delivery = Delivery(self._residents.values(), emergencies, self.metrics, balloting.ballot)
         await asyncio.gather(self._epochs.start(), self.peers_known.follow(self._bus))
+        # Before anything new can come: what was accepted before keeps its place.
+        await emergencies.restore()
         await self._subscribe()
         for resident in self._residents.values():
             self._working.add(self._bus.spawn(resident.inbox.run(), f"agent {resident.agent.name}"))
@@ -193,9 +209,12 @@ class AgentHost:
             ALERT_BACKUP,
             to.from_stream,
             durable=f"{durable}-alerts",
-            concurrency=STREAM_CONCURRENCY,
             only_new=True,
             second_connection=True,
+            in_order=True,
+            ack_wait_s=ALERT_ACK_WAIT_S,
+            max_deliver=ALERT_MAX_DELIVER,
+            again=True,
         )
         decisions = await bus.consume(
             CONSENSUS_DECISION, to.fact, durable=f"{durable}-decisions", only_new=True
@@ -299,7 +318,16 @@ class AgentHost:
         audience: str,
         priority: Priority = Priority.NORMAL,
     ) -> Sent:
-        """Send through the router as ``agent``."""
+        """Send through the router as ``agent``; an emergency returns once stream ALERTS has it.
+
+        Raises:
+            UnavailableError: ``no_answer``: no router has said so; it may be delivered all the same.
+            TocsinError: a router refuses the emergency.
+        """
+        if priority is Priority.CRITICAL and kind is THREAT_ALERT:
+            sent = await self._bus.make(kind, body, audience=audience, priority=priority, sender=agent.id)
+            await self._bus.emergency(sent, agent.id, timeout_s=EMERGENCY_S)
+            return sent
         at = {"type": kind.name, "priority": priority.token, "agent": agent.name}
         return await self._bus.publish(
             ROUTE, kind, body, audience=audience, priority=priority, sender=agent.id, at=at

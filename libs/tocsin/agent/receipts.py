@@ -1,18 +1,18 @@
-"""Receipts: a host tells the routers which of its agents have taken an emergency.
+"""Receipts: a host tells the routers which of its agents have accepted an emergency.
 
-What has gathered while one envelope was being sent goes into the next one, at most 64 receipts each. A
-receipt that cannot be sent is kept and tried again; beyond ``MAX_WAITING`` the oldest are dropped and
-counted (``receipts_dropped``): the tracker then counts those agents as undelivered, never the other way
-round. What was sent shortly before the connection broke may have met no router: after a reconnection the
-receipts of the last 30 s are sent once more, and trackers count each agent once.
+What has gathered while one envelope was being sent goes into the next one, at most 64 receipts each. They go
+into stream RECEIPTS, so that a router that is away, or dies, finds them; an envelope that the stream does not
+acknowledge in time is sent again. Beyond ``MAX_WAITING`` the oldest are dropped and counted
+(``receipts_dropped``): the tracker then counts those agents as undelivered, never the other way round. Trackers
+count each agent once, however often it is confirmed.
 
-A receipt says that the message is in the agents' inboxes, not that they have acted on it.
+A receipt says that the message is on the host's disk, and will be handed to the agents even if the host dies
+now; not that they have acted on it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 
 from tocsin.bus import Bus
@@ -22,10 +22,9 @@ from tocsin.contracts.routing import Receipt, Receipts
 
 MAX_WAITING = 4096
 MAX_IN_ONE = 64
-RETRY_S = 0.5
-AGAIN_AFTER_S = 1.0
-"""After a reconnection: until then the routers have subscribed again, too."""
-AGAIN_NS = 30_000_000_000
+RETRY_S = 0.2
+SEND_TIMEOUT_S = 1.0
+"""For signing and the stream's acknowledgement; a broker that died with it never answers."""
 
 
 class ReceiptSender:
@@ -38,8 +37,6 @@ class ReceiptSender:
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._sent: deque[Receipt] = deque(maxlen=MAX_WAITING)
-        bus.connection.on_reconnect(self._again_later)
 
     def add(self, receipt: Receipt) -> None:
         """Take a receipt to be sent."""
@@ -49,16 +46,6 @@ class ReceiptSender:
         self._waiting.append(receipt)
         self._idle.clear()
         self._arrived.set()
-
-    def _again_later(self) -> None:
-        asyncio.get_running_loop().call_later(AGAIN_AFTER_S, self._again)
-
-    def _again(self) -> None:
-        recent_ns = time.time_ns() - AGAIN_NS
-        recent = [receipt for receipt in self._sent if receipt.taken_ns >= recent_ns]
-        self._sent.clear()
-        for receipt in recent:
-            self.add(receipt)
 
     async def flush(self, *, timeout_s: float) -> None:
         """Wait until all have been sent, or the time is over."""
@@ -74,19 +61,20 @@ class ReceiptSender:
             await self._arrived.wait()
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_IN_ONE))]
             try:
-                await self._bus.publish(
-                    RECEIPT,
-                    RECEIPTS,
-                    Receipts(host=self._host, receipts=tuple(batch)),
-                    at={"host": self._host},
-                )
-            except TocsinError as error:
-                self._bus.metrics.count(f"receipt_failures.{error.reason}")
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await self._bus.publish(
+                        RECEIPT,
+                        RECEIPTS,
+                        Receipts(host=self._host, receipts=tuple(batch)),
+                        durable=True,
+                        at={"host": self._host},
+                    )
+            except (TocsinError, TimeoutError) as error:
+                self._bus.metrics.count(f"receipt_failures.{getattr(error, 'reason', 'timeout')}")
                 self._waiting.extendleft(reversed(batch))
                 await asyncio.sleep(RETRY_S)
                 continue
             self._bus.metrics.count("receipts_sent", len(batch))
-            self._sent.extend(batch)
             if not self._waiting:
                 self._arrived.clear()
                 self._idle.set()

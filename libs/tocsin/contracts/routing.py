@@ -12,7 +12,6 @@ from tocsin.contracts.identifiers import Role, Severity
 from tocsin.contracts.observations import Finding, Incident, Observations
 from tocsin.contracts.response import ResponseOrder
 
-
 MAX_DEADLINE_S = 300.0
 """Longest deadline of an emergency, in seconds: routers look back so far when they start."""
 MAX_LISTED_BYTES = 160 * 1024
