@@ -638,10 +638,8 @@ class Bus:
 
     def reader(self, subject: Subject, *, start_ns: int, at: Tokens = NO_TOKENS) -> StreamReader:
         """Return a reader of a subject's stream from a moment on, for whoever accounts for others' messages."""
-        opener = Opener(self.trust, self.backend, started_ns=self.opener.started_ns)
-        return StreamReader(
-            self.connection, opener, subject, subject.pattern(**at), start_ns=start_ns, reject=self.reject
-        )
+        opener, pattern = self._forgetful(), subject.pattern(**at)
+        return StreamReader(self.connection, opener, subject, pattern, start_ns=start_ns, reject=self.reject)
 
     async def reopen(self, subject: Subject, where: str, data: bytes) -> tuple[Message, Context]:
         """Open bytes that this process, or the one before it, has taken and kept.

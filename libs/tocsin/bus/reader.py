@@ -1,8 +1,8 @@
 """Read a subject's stream from a moment on, and go on where the last reading stopped.
 
 For whoever accounts for messages of others: nothing is taken from anybody, nothing is acknowledged, and two
-readers of the same stream read the same. What does not hold is rejected; what was signed by a key that is not
-known yet is tried again at the next reading.
+readers of the same stream read the same; copies of one message are read as often as they stand there. What does
+not hold is rejected; what was signed by a key that is not known yet is tried again at the next reading.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from nats.js import JetStreamContext, api
 from tocsin.bus.connection import Connection, translate
 from tocsin.bus.intake import Reject
 from tocsin.bus.opener import Arrival, Context, Opener
-from tocsin.bus.replay import DuplicateError
 from tocsin.contracts.base import Message
 from tocsin.contracts.errors import InvalidInputError, TocsinError
-from tocsin.contracts.subjects import Subject
+from tocsin.contracts.subjects import MessageClass, Subject
 
 BATCH = 256
-FETCH_TIMEOUT_S = 2.0
+READ_TIMEOUT_S = 1.5
+"""For one answer of the broker: one that dies meanwhile never gives it."""
 KEPT_S = 10.0
 """How long the broker keeps a consumer that nobody reads by any more."""
 MAX_UNKNOWN = 256
@@ -84,14 +84,15 @@ class StreamReader:
             held, next_seq = await self._fetch()
         except (TimeoutError, nats.errors.Error) as error:
             raise translate(error, self._subject.name) from error
-        waiting, self._unknown = list(self._unknown), deque()
-        self._next_seq = next_seq
-        opened = [await self._open(one) for one in (*waiting, *held)]
+        unknown = deque[_Held]()
+        opened = [await self._open(one, unknown) for one in (*self._unknown, *held)]
+        # Last, so that a reading that was cancelled is done again.
+        self._unknown, self._next_seq = unknown, next_seq
         return [one for one in opened if one is not None]
 
     async def _fetch(self) -> tuple[list[_Held], int]:
         """Fetch everything from the position on, and return the position after it."""
-        js = self._connection.js
+        js = self._connection.client.jetstream(timeout=READ_TIMEOUT_S)
         last_seq = (await js.stream_info(self._stream)).state.last_seq
         if self._next_seq > last_seq + 1:
             self._next_seq = 0  # it is another stream of that name, begun anew
@@ -114,31 +115,28 @@ class StreamReader:
         pending = (await reading.consumer_info()).num_pending or 0
         held: list[tuple[_Held, int]] = []
         while len(held) < pending:
-            batch = await reading.fetch(min(BATCH, pending - len(held)), timeout=FETCH_TIMEOUT_S)
+            batch = await reading.fetch(min(BATCH, pending - len(held)), timeout=READ_TIMEOUT_S)
             held += map(_held, batch)
         return held
 
-    async def _open(self, held: _Held) -> Stored | None:
+    async def _open(self, held: _Held, unknown: deque[_Held]) -> Stored | None:
         try:
             arrival = Arrival.on(self._subject, held.subject)
-            opened = await asyncio.to_thread(
+            body, context = await asyncio.to_thread(
                 lambda: self._opener.open(held.data, arrival, now_ns=time.time_ns())
             )
-        except DuplicateError:
-            return None
         except TocsinError as error:
             if error.reason != "unknown_key":
                 self._reject(error, held.subject, held.data)
-            else:
-                self._wait_for_key(held, error)
+                return None
+            unknown.append(held)
+            if len(unknown) > MAX_UNKNOWN:
+                oldest = unknown.popleft()
+                self._reject(error, oldest.subject, oldest.data)
             return None
-        return Stored(*opened, held.stored_ns)
-
-    def _wait_for_key(self, held: _Held, error: TocsinError) -> None:
-        self._unknown.append(held)
-        if len(self._unknown) > MAX_UNKNOWN:
-            oldest = self._unknown.popleft()
-            self._reject(error, oldest.subject, oldest.data)
+        if context.kind.message_class is MessageClass.STORED:
+            self._opener.ledger.done(context.leaf)
+        return Stored(body, context, held.stored_ns)
 
 
 def _held(message: Msg) -> tuple[_Held, int]:

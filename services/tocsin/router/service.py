@@ -1,4 +1,4 @@
-"""The router's shell: verified messages in, the sender's own bytes out, receipts counted.
+"""The router's shell: verified messages in, the sender's own bytes out.
 
 One line for each priority, so a flood of ordinary messages does not hold an emergency up.
 """
@@ -6,32 +6,20 @@ One line for each priority, so a flood of ordinary messages does not hold an eme
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 
 from tocsin.bus import Bus, Context, Sent, Service, subscribes
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import ALERT_BACKUP, RECEIPT, ROUTE
-from tocsin.contracts.errors import (
-    DeniedError,
-    ExhaustedError,
-    InvalidInputError,
-    TocsinError,
-    UnavailableError,
-)
-from tocsin.contracts.identifiers import ServiceName
-from tocsin.contracts.routing import Receipts
+from tocsin.contracts.catalogue import EVENT, RECEIPT, ROUTE
+from tocsin.contracts.errors import DeniedError, InvalidInputError, TocsinError
+from tocsin.contracts.identifiers import Priority, ServiceName
+from tocsin.contracts.routing import Delivery, Receipts
 from tocsin.router.announcer import Announcer
-from tocsin.router.policy import Route, route
-from tocsin.router.roster import Roster
+from tocsin.router.emergencies import ACCOUNTS, ALERTS_OF_ALL, Emergencies
+from tocsin.router.policy import route
 from tocsin.router.settings import RouterSettings
-from tocsin.router.tracker import Confirmation, Emergency, Schedule, Tracker, who_is_due
-from tocsin.telemetry import get_logger
 
-BACKUP_PAUSE_S = 0.25
 STOP_TIMEOUT_S = 3.0
-
-log = get_logger(__name__)
 
 
 class RouterService(Service[RouterSettings]):
@@ -41,26 +29,21 @@ class RouterService(Service[RouterSettings]):
 
     def __init__(self, bus: Bus, settings: RouterSettings) -> None:
         super().__init__(bus, settings)
-        schedule = Schedule(settings.retry_first_s, settings.retry_max_s, settings.delivery_deadline_s)
-        self.tracker = Tracker(schedule, max_tracked=settings.max_emergencies)
-        self.roster = Roster(bus)
         self.announcer = Announcer(bus, settings)
-        self._wake = asyncio.Event()
+        self.emergencies = Emergencies(bus, settings, self.announcer)
+        self.roster = self.emergencies.roster
 
     async def prepare(self) -> None:
         """Know who is enrolled before the first emergency."""
-        await self.roster.refresh()
+        await self.roster.follow()
 
     async def started(self) -> None:
-        """Keep the roster, pursue emergencies, announce."""
+        """Announce, and take up emergencies."""
         self.announcer.start()
-        self.bus.spawn(self.roster.keep(pause_s=self.settings.roster_refresh_s), "roster")
-        self.bus.spawn(self._pursue(), "emergencies")
+        self.emergencies.start()
 
     async def stopping(self) -> None:
-        """Say what is known of emergencies that are still open."""
-        for delivery in self.tracker.close():
-            self.announcer.accounted(delivery)
+        """Publish the accounts that are closed; what is open is left to the other routers, or the next start."""
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await self.announcer.finish()
@@ -70,7 +53,7 @@ class RouterService(Service[RouterSettings]):
     @subscribes(ROUTE, shared=True, at={"priority": "low"})
     @subscribes(ROUTE, shared=True, at={"priority": "normal"})
     @subscribes(ROUTE, shared=True, at={"priority": "high"})
-    @subscribes(ROUTE, shared=True, at={"priority": "critical"})
+    @subscribes(ROUTE, shared=True, again=True, at={"priority": "critical"})
     async def forward(self, body: Message, context: Context) -> None:
         """Forward one message, or tell its sender why not."""
         content = context.content
@@ -79,112 +62,43 @@ class RouterService(Service[RouterSettings]):
                 content.type, context.sender, content.audience, context.priority, body, self.roster.role_of
             )
         except (DeniedError, InvalidInputError) as error:
-            self.bus.reject(error, context.subject, context.data)
-            self.metrics.count(f"refused.{error.reason}")
-            self.announcer.refused(context, error)
+            await self._refuse(error, context)
             return
         if way.backup is None:
             await self.bus.send(way.subject, _sent(context))
         else:
-            await self._raise_alarm(way, context)
+            try:
+                await self.emergencies.take(way, body, context)
+            except TocsinError as error:
+                await self._refuse(error, context)
+                return
         self._measure(context)
+
+    @subscribes(ALERTS_OF_ALL, at={"severity": Priority.CRITICAL.token})
+    async def on_stored(self, body: Message, context: Context) -> None:
+        """Hear of an emergency that another router has taken, or this one."""
+        self.emergencies.on_stored(body, context)
+
+    @subscribes(EVENT, at=ACCOUNTS)
+    async def on_account(self, body: Delivery, _: Context) -> None:
+        """Hear that an emergency was accounted for."""
+        self.emergencies.on_account(body)
 
     @subscribes(RECEIPT)
     async def on_receipts(self, body: Receipts, context: Context) -> None:
-        """Count receipts; every router gets all of them, and only who forwarded an emergency tracks it."""
-        if body.host != context.sender.name:
-            self.bus.reject(
-                DeniedError(f"{context.sender} signs receipts of {body.host}", reason="wrong_host"),
-                context.subject,
-                context.data,
-            )
-            return
-        for receipt in body.receipts:
-            outcome = self.tracker.confirm(body.host, receipt, now_ns=context.now_ns)
-            self._count_receipt(outcome, context)
-            if outcome.ended is not None:
-                self.announcer.accounted(outcome.ended)
-
-    async def _raise_alarm(self, way: Route, context: Context) -> None:
-        """Send an emergency on both channels, core first, and track it."""
-        due = who_is_due(way.audience, self.roster.agents)
-        if not due:
-            # They may have enrolled a moment ago; an emergency to nobody is worth one reading.
-            await self.roster.refresh_within(self.settings.roster_wait_s)
-            due = who_is_due(way.audience, self.roster.agents)
-        emergency = Emergency(
-            context.id, context.leaf, context.content.issued_at, way.subject, context.data, due
-        )
-        self.metrics.count("emergencies")
-        # Tracked before it is sent: the first receipt can be here within a millisecond.
-        tracked = self._track(emergency)
-        await self._send_core(emergency)
-        backup = self._back_up(emergency, way.backup or "")
-        if tracked:
-            self.bus.spawn(backup, "alert backup")
-        else:
-            # Nothing else bounds these: the line of emergencies waits for the stream.
-            await backup
-
-    def _track(self, emergency: Emergency) -> bool:
-        """Track it; one that cannot be is forwarded all the same, with an account that confirms nobody."""
+        """Count receipts; every router gets all of them."""
         try:
-            self.tracker.begin(emergency, at_s=time.monotonic())
-        except (ExhaustedError, InvalidInputError) as error:
-            self.metrics.count(f"emergencies_untracked.{error.reason}")
-            log.warning("emergency_untracked", reason=error.reason, message=emergency.message.hex())
-            self.announcer.accounted(emergency.account())
-            return False
-        self._wake.set()
-        return True
-
-    async def _send_core(self, emergency: Emergency) -> None:
-        try:
-            await self.bus.send(emergency.subject, _bytes_of(emergency))
-        except TocsinError as error:
-            # The stream and the retries carry on; the account says how it ended.
-            self.metrics.count(f"emergency_core_failures.{error.reason}")
-
-    async def _back_up(self, emergency: Emergency, subject: str) -> None:
-        """Put it into stream ALERTS, trying until the delivery's deadline."""
-        until = time.monotonic() + self.settings.delivery_deadline_s
-        while True:
-            try:
-                await self.bus.send(subject, _bytes_of(emergency), stream=ALERT_BACKUP.stream)
-            except TocsinError as error:
-                self.metrics.count(f"emergency_backup_failures.{error.reason}")
-                if not isinstance(error, UnavailableError) or time.monotonic() >= until:
-                    log.exception("alert_not_stored", message=emergency.message.hex(), reason=error.reason)
-                    return
-                await asyncio.sleep(BACKUP_PAUSE_S)
-            else:
-                return
-
-    async def _pursue(self) -> None:
-        """Send again what is not confirmed, and close what is past its deadline."""
-        while True:
-            self._wake.clear()
-            next_s = self.tracker.next_s()
-            wait_s = None if next_s is None else max(0.0, next_s - time.monotonic())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._wake.wait()
-            turn = self.tracker.advance(at_s=time.monotonic())
-            for delivery in turn.ended:
-                self.announcer.accounted(delivery)
-            for emergency in turn.resend:
-                self.metrics.count("emergency_resends")
-                await self._send_core(emergency)
-
-    def _count_receipt(self, outcome: Confirmation, context: Context) -> None:
-        if not outcome.tracked:
-            self.metrics.count("receipts_late" if outcome.late else "receipts_elsewhere")
-            return
-        self.metrics.count("receipts_counted", outcome.counted)
-        self.metrics.count("receipts_again", outcome.again)
-        for reason, agents in outcome.refused.items():
-            error = DeniedError(f"{context.sender} confirms {agents} agents", reason=f"receipt_{reason}")
+            self.emergencies.on_receipts(body, context)
+        except DeniedError as error:
             self.bus.reject(error, context.subject, context.data)
+
+    async def _refuse(self, error: TocsinError, context: Context) -> None:
+        """Tell a sender why its message goes nowhere."""
+        self.bus.reject(error, context.subject, context.data)
+        self.metrics.count(f"refused.{error.reason}")
+        self.announcer.refused(context, error)
+        if context.priority is Priority.CRITICAL:
+            await self.emergencies.refuse(error, context)
 
     def _measure(self, context: Context) -> None:
         now_ns = time.time_ns()
@@ -195,7 +109,3 @@ class RouterService(Service[RouterSettings]):
 
 def _sent(context: Context) -> Sent:
     return Sent(context.id, context.leaf, context.data, context.content.issued_at)
-
-
-def _bytes_of(emergency: Emergency) -> Sent:
-    return Sent(emergency.message, emergency.leaf, emergency.data, emergency.issued_at_ns)

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tocsin.bus import BusSettings
+from tocsin.contracts.routing import MAX_DEADLINE_S
 
 
 class RouterSettings(BusSettings):
@@ -18,18 +19,17 @@ class RouterSettings(BusSettings):
     retry_max_s: Annotated[float, Field(ge=0.01, le=60)] = Field(
         2.0, description="Longest such pause, in seconds."
     )
-    delivery_deadline_s: Annotated[float, Field(ge=0.05, le=3600)] = Field(
-        10.0, description="When an emergency's account is closed with whoever is missing, in seconds."
+    delivery_deadline_s: Annotated[float, Field(ge=0.05, le=MAX_DEADLINE_S)] = Field(
+        10.0,
+        description="When an emergency that names no deadline is closed with whoever is missing, in seconds.",
+    )
+    standby_grace_s: Annotated[float, Field(ge=0.05, le=60)] = Field(
+        2.0,
+        description="How long a router leaves an emergency to the one that forwarded it, beyond each of its moments, "
+        "in seconds; up to twice as long, by chance, so that several do not take over at once.",
     )
     max_emergencies: Annotated[int, Field(ge=1, le=4096)] = Field(
-        256, description="Emergencies tracked at once; those beyond are forwarded and not tracked."
-    )
-    roster_refresh_s: Annotated[float, Field(ge=0.1, le=60)] = Field(
-        2.0, description="Pause between two readings of the enrolled agents, in seconds."
-    )
-    roster_wait_s: Annotated[float, Field(ge=0.01, le=5)] = Field(
-        0.5,
-        description="How long an emergency waits for the agents to be read anew when nobody is due, seconds.",
+        1024, description="Emergencies tracked at once; those beyond are forwarded and not tracked."
     )
     refusals_per_sender_per_s: Annotated[int, Field(ge=1, le=1000)] = Field(
         5, description="Refusals that one sender is told each second; the rest are counted and audited only."
