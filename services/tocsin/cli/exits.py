@@ -31,7 +31,11 @@ class Exit(IntEnum):
         3,
         "`demo`: the agents did not decide (closed, or no quorum in time), or nobody could act on it.",
     )
-    INCOMPLETE = 4, "`demo`: decided, but a delivery that was due could not be proven or a guardian refused."
+    INCOMPLETE = (
+        4,
+        "`demo`: decided, but a delivery that was due could not be proven or a guardian refused. `alert send --wait`: "
+        "somebody to whom the alert was due has not confirmed it, or nobody was due.",
+    )
     BAD_INPUT = (
         65,
         "Malformed or out of bounds: an input in no known format or without a line that can be read, a bad name, "

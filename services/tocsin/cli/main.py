@@ -26,7 +26,8 @@ from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.cli.installation import Installation
 from tocsin.contracts.errors import InvalidInputError, TocsinError
-from tocsin.contracts.identifiers import ServiceName, SpiffeId
+from tocsin.contracts.identifiers import ServiceName, Severity, SpiffeId
+from tocsin.contracts.routing import MAX_DEADLINE_S, ThreatAlert
 from tocsin.crypto import Authority, TrustStore
 from tocsin.telemetry import Metrics, configure_logging
 
@@ -44,6 +45,8 @@ app.add_typer(envelope_app, name="envelope")
 app.add_typer(ca_app, name="ca")
 agent_app = typer.Typer(help="Agents of one's own.", no_args_is_help=True)
 app.add_typer(agent_app, name="agent")
+alert_app = typer.Typer(help="Alerts, and the proof of their delivery.", no_args_is_help=True)
+app.add_typer(alert_app, name="alert")
 
 DEFAULT_STATE = Path(platformdirs.user_state_dir("tocsin"))
 DEFAULT_STACK = Path("deploy/stack")
@@ -60,6 +63,8 @@ HostsOption = Annotated[int, typer.Option(help="How many agent hosts (processes)
 PortOption = Annotated[
     int, typer.Option(min=-1, max=65535, help="Port of the embedded broker; -1 takes a free one.")
 ]
+MAX_TEXT = 512
+"""Characters of an alert's summary."""
 MAX_FILE_BYTES = 16 * 1024 * 1024
 """More than any envelope or certificate can have."""
 
@@ -206,6 +211,47 @@ def agent_invite(
     url = _address(installation, remote)
     env = invite(installation, url, host, parse_agents(agents, host), out.absolute())
     _show(f"{env}")
+
+
+@alert_app.command("send")
+def alert_send(
+    summary: Annotated[str, typer.Option(help="What is wrong, in a line.")],
+    severity: Annotated[
+        Severity, typer.Option(help="Only critical alerts take both channels and are confirmed.")
+    ] = Severity.CRITICAL,
+    to: Annotated[str, typer.Option(help="all, role.<role> or agent.<name>.")] = "all",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until every agent is accounted for.")] = False,
+    deadline: Annotated[
+        float,
+        typer.Option(min=0.05, max=MAX_DEADLINE_S, help="For how long agents are tried again, in seconds."),
+    ] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what became of it as JSON.")] = False,
+    state: StateOption = DEFAULT_STATE,
+    remote: RemoteOption = None,
+) -> None:
+    """Raise an alert. With --wait, say which agents have it, by which channel and when, and who does not."""
+    from tocsin.cli import alert
+
+    if len(summary) > MAX_TEXT:
+        raise InvalidInputError(f"--summary has more than {MAX_TEXT} characters", reason="too_large")
+    if wait and severity is not Severity.CRITICAL:
+        raise InvalidInputError(
+            f"--wait: an alert of severity {severity.value} is not confirmed", reason="not_confirmed"
+        )
+    message = ThreatAlert(
+        severity=severity,
+        summary=summary,
+        deadline_s=deadline if severity is Severity.CRITICAL else None,
+    )
+
+    async def run() -> Exit:
+        configure_logging("alert", level="error")
+        async with _bus(state, remote) as bus:
+            raised = await alert.raise_alert(bus, message, to, wait=wait)
+        _show(alert.as_json(raised) if as_json else "\n".join(alert.as_text(raised)))
+        return Exit.INCOMPLETE if raised.account is not None and not raised.account.complete else Exit.OK
+
+    raise typer.Exit(_run(run()))
 
 
 @decision_app.command("verify")
