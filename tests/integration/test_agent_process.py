@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fleet_support import FleetWorld, tokens_for
+from processes import environment_of, line_with, process
 from support import DOMAIN, World
 
-from tocsin.agent import HostSettings
 from tocsin.contracts.catalogue import DELIVER_ALL, FLEET_ROSTER, THREAT_ALERT
 from tocsin.contracts.errors import UnavailableError
 from tocsin.contracts.fleet import AgentState, RosterRequest
@@ -35,38 +31,6 @@ class Watcher(Agent):
 
 run_agents(Watcher)
 """
-
-
-@asynccontextmanager
-async def process(*arguments: str, **settings: object) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run Python with settings in its environment; killed at the end if it still runs."""
-    environment = {f"TOCSIN_{name.upper()}": str(value) for name, value in settings.items()}
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={"PATH": os.environ["PATH"], **environment},
-    )
-    try:
-        yield child
-    finally:
-        if child.returncode is None:
-            child.kill()
-        await child.communicate()
-
-
-async def line_with(child: asyncio.subprocess.Process, word: str) -> str:
-    assert child.stdout is not None
-    async with asyncio.timeout(20):
-        while line := (await child.stdout.readline()).decode():
-            if word in line:
-                return line
-    raise AssertionError(f"it ended without {word!r}")
-
-
-def environment_of(settings: HostSettings) -> dict[str, object]:
-    return {name: value for name, value in settings.model_dump().items() if value is not None}
 
 
 async def healthy(world: World, names: set[str]) -> None:
