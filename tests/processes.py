@@ -50,8 +50,8 @@ async def line_with(child: asyncio.subprocess.Process, word: str) -> str:
 async def logged(child: asyncio.subprocess.Process, log: Path, word: str, *, times: int = 1) -> None:
     """Wait until a word stands in a process's log."""
     async with asyncio.timeout(20):
-        while log.read_text().count(word) < times:
-            assert child.returncode is None, log.read_text()
+        while (text := await asyncio.to_thread(log.read_text)).count(word) < times:
+            assert child.returncode is None, text
             await asyncio.sleep(0.02)
 
 

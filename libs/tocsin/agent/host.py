@@ -75,6 +75,8 @@ ALERT_ACK_WAIT_S = 2.0
 """How long after a crash of the host the stream waits with the alert that it held; those behind it wait, too."""
 ALERT_MAX_DELIVER = 8
 """An alert that is refused, since an inbox is full, comes again for a minute; those behind it wait as long."""
+CATCH_UP_S = 5.0
+"""How long a host that starts reads the alerts that it missed before it listens to new ones."""
 EMERGENCY_S = 10.0
 """How long a sender tries to get an emergency accepted."""
 GOODBYE_S = 2.0
@@ -198,12 +200,6 @@ class AgentHost:
         """Listen for all agents; the slow part is the broker's confirmation, so all wait for it at once."""
         bus, to = self._bus, self._delivery
         roles = sorted({agent.role.value for agent in self.agents.values()})
-        await asyncio.gather(
-            bus.subscribe(DELIVER_ALL, to.from_core),
-            *(bus.subscribe(DELIVER_ROLE, to.from_core, at={"role": role}) for role in roles),
-            *(bus.subscribe(DELIVER_AGENT, to.from_core, at={"agent": name}) for name in self.agents),
-            *(self._serve_observe(resident) for resident in self._residents.values()),
-        )
         durable = f"host-{self.settings.host_name}"
         alerts = await bus.consume(
             ALERT_BACKUP,
@@ -215,6 +211,15 @@ class AgentHost:
             ack_wait_s=ALERT_ACK_WAIT_S,
             max_deliver=ALERT_MAX_DELIVER,
             again=True,
+        )
+        # What was missed first: by core, a later alert or another copy could come before it.
+        if not await alerts.caught_up(timeout_s=CATCH_UP_S):
+            self.metrics.count("alerts_not_caught_up")
+        await asyncio.gather(
+            bus.subscribe(DELIVER_ALL, to.from_core),
+            *(bus.subscribe(DELIVER_ROLE, to.from_core, at={"role": role}) for role in roles),
+            *(bus.subscribe(DELIVER_AGENT, to.from_core, at={"agent": name}) for name in self.agents),
+            *(self._serve_observe(resident) for resident in self._residents.values()),
         )
         decisions = await bus.consume(
             CONSENSUS_DECISION, to.fact, durable=f"{durable}-decisions", only_new=True

@@ -38,6 +38,7 @@ from tocsin.telemetry import Metrics, get_logger
 FETCH_TIMEOUT_S = 5.0
 RETRY_PAUSE_S = 0.5
 MAX_DOUBLINGS = 6
+CATCH_UP_POLL_S = 0.02
 TERMINAL = (InvalidInputError, UntrustedError, DeniedError)
 
 log = get_logger(__name__)
@@ -90,6 +91,20 @@ class Consumer:
             raise translate(error, f"consumer {config.durable_name}") from error
         self._subscription = subscription
         self._loop = spawn(self._run(subscription), f"consumer {config.durable_name}")
+
+    async def caught_up(self, *, timeout_s: float) -> bool:
+        """Wait until everything that the stream holds has been handled; False if the time is over first."""
+        if self._subscription is None:
+            return False
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    info = await self._subscription.consumer_info()
+                    if not info.num_pending and not info.num_ack_pending:
+                        return True
+                    await asyncio.sleep(CATCH_UP_POLL_S)
+        except (TimeoutError, nats.errors.Error):
+            return False
 
     async def stop(self) -> None:
         """Fetch no more, and let what runs come to its end (at most five seconds)."""
