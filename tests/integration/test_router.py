@@ -151,6 +151,7 @@ def collect(into: list[bytes]) -> Callable[[Message, Context], Any]:
 
 async def test_the_senders_own_bytes_arrive_in_order(world: World) -> None:
     sentinel = await world.agent(Role.SENTINEL, "sentinel-01")
+    await enrol(world)
     analyst = await world.agent(Role.ANALYST, "analyst-01")
     to_all: list[bytes] = []
     to_me: list[bytes] = []
@@ -204,6 +205,7 @@ WRONG = [
     Wrong("severity_mismatch", priority=Priority.CRITICAL),
     Wrong("severity_mismatch", body=CRITICAL),
     Wrong("no_need_to_know", kind=INTELLIGENCE, body=Intelligence(summary="s"), audience="agent.guardian-01"),
+    Wrong("no_such_recipient", audience="agent.nobody"),
     Wrong("no_such_recipient", kind=INTELLIGENCE, body=Intelligence(summary="s"), audience="agent.nobody"),
     Wrong(
         "content_not_allowed",

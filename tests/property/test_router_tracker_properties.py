@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.identifiers import Priority, Role, Severity, SpiffeId
+from tocsin.contracts.policy import parse_audience
 from tocsin.contracts.routing import Delivery, Receipt, ThreatAlert
-from tocsin.router.policy import parse_audience, route
+from tocsin.router.policy import route
 from tocsin.router.tracker import Emergency, Schedule, Tracker
 
 ISSUED_NS = 1_800_000_000_000_000_000

@@ -4,6 +4,8 @@ The bus has verified each message once for the whole process; here it is handed 
 audience names, in the order of arrival. An agent gets what it has itself sent to ``all`` or to its role,
 too. The two channels of an emergency carry the same bytes: the bus's ledger lets the first copy through
 and drops the other, and one receipt says which channel was first.
+
+The policy is applied here once more: who can publish on ``deliver`` subjects bypasses the routers.
 """
 
 from __future__ import annotations
@@ -21,9 +23,17 @@ from tocsin.bus import Context
 from tocsin.contracts.analysis import AssessmentMade
 from tocsin.contracts.base import Message
 from tocsin.contracts.decisions import DecisionAnnounced, Proposal
-from tocsin.contracts.errors import ExhaustedError, InvariantBrokenError, TocsinError, UnavailableError
-from tocsin.contracts.identifiers import Priority
+from tocsin.contracts.errors import (
+    DeniedError,
+    ExhaustedError,
+    InvalidInputError,
+    InvariantBrokenError,
+    TocsinError,
+    UnavailableError,
+)
+from tocsin.contracts.identifiers import Priority, Role
 from tocsin.contracts.observations import Observations, ObservationsTaken
+from tocsin.contracts.policy import check
 from tocsin.contracts.routing import Coordination, Discovery, Intelligence, Receipt, ThreatAlert
 from tocsin.telemetry import get_logger
 
@@ -49,6 +59,7 @@ class Delivery:
         residents: all of the host's.
         receipts: is told of every emergency that was taken.
         ballot: lets one resident ballot on a proposal.
+        reject: counts and audits a message that the policy forbids.
     """
 
     def __init__(
@@ -56,8 +67,13 @@ class Delivery:
         residents: Iterable[Resident],
         receipts: ReceiptSender,
         ballot: Callable[[Resident, Proposal, Context], Awaitable[None]],
+        reject: Callable[[TocsinError, str, bytes], None],
     ) -> None:
         self._residents = tuple(residents)
+        self._roles: dict[str, Role] = {
+            resident.agent.name: resident.agent.role for resident in self._residents
+        }
+        self._reject = reject
         self._receipts = receipts
         self._ballot = ballot
         self._closed = False
@@ -71,7 +87,7 @@ class Delivery:
         self._deliver(body, context, CORE)
 
     async def from_stream(self, body: Message, context: Context) -> None:
-        """Take an emergency of the stream ALERTS."""
+        """Take an emergency of the stream ALERTS, or a discovery of DISCOVERIES."""
         self._deliver(body, context, STREAM)
 
     async def fact(self, body: Message, context: Context) -> None:
@@ -100,6 +116,8 @@ class Delivery:
 
     def _deliver(self, body: Message, context: Context, channel: str) -> None:
         self._refuse_if_closed()
+        if not self._allowed(body, context):
+            return
         taken = [
             resident.agent.name
             for resident in self._residents
@@ -109,6 +127,20 @@ class Delivery:
             self._receipts.add(
                 Receipt(leaf=context.leaf, agents=tuple(taken), channel=channel, taken_ns=time.time_ns())
             )
+
+    def _allowed(self, body: Message, context: Context) -> bool:
+        """Apply the policy; what it forbids is settled by that, on whichever channel it came first."""
+        content = context.content
+        try:
+            # The audience includes a resident, or the bus had refused it: so the residents' roles are enough.
+            check(content.type, context.sender, content.audience, context.priority, body, self._role_of)
+        except (DeniedError, InvalidInputError) as error:
+            self._reject(error, context.subject, context.data)
+            return False
+        return True
+
+    def _role_of(self, name: str) -> Role | None:
+        return self._roles.get(name)
 
     def _put(self, resident: Resident, body: Message, context: Context) -> bool:
         resident.agent.support.note(body, sender=context.sender.name)

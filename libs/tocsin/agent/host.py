@@ -48,6 +48,7 @@ from tocsin.contracts.catalogue import (
     DELIVER_ALL,
     DELIVER_ROLE,
     DISCOVERY,
+    DISCOVERY_BACKUP,
     EVENT,
     HEARTBEAT,
     HEARTBEAT_TYPE,
@@ -138,7 +139,7 @@ class AgentHost:
         self._receipts = ReceiptSender(self._bus, self.settings.host_name)
         self._residents = {name: self._settle(agent) for name, agent in self.agents.items()}
         balloting = Balloting(self._bus, ballots, self._epochs)
-        self._delivery = Delivery(self._residents.values(), self._receipts, balloting.ballot)
+        self._delivery = Delivery(self._residents.values(), self._receipts, balloting.ballot, self._bus.reject)
         await asyncio.gather(self._epochs.start(), self.peers_known.follow(self._bus))
         await self._subscribe()
         for resident in self._residents.values():
@@ -203,6 +204,17 @@ class AgentHost:
         about = {"service": "workflow", "kind": "assessment"}
         made = await bus.consume(EVENT, to.fact, durable=f"{durable}-assessments", only_new=True, at=about)
         self._consumers = (alerts, decisions, made)
+        if Role.ADMIN.value in roles:
+            self._consumers += (
+                await bus.consume(
+                    DISCOVERY_BACKUP,
+                    to.from_stream,
+                    durable=f"{durable}-discoveries",
+                    only_new=True,
+                    second_connection=True,
+                    at={"reach": "role", "name": Role.ADMIN.value},
+                ),
+            )
 
     async def _serve_observe(self, resident: Resident) -> None:
         if resident.agent.role is Role.SENTINEL:
@@ -224,7 +236,7 @@ class AgentHost:
             host=self.settings.host_name,
             capabilities=agent.capabilities,
         )
-        await self.route(agent, DISCOVERY, known, audience="role.admin", priority=Priority.LOW)
+        await self.route(agent, DISCOVERY, known, audience="role.admin", priority=Priority.HIGH)
 
     async def _beat(self) -> None:
         while True:

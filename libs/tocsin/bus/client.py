@@ -445,20 +445,24 @@ class Bus:
         queue: str = "",
         concurrency: int = 1,
         restrict: Callable[[SpiffeId], bool] | None = None,
+        admit: Callable[[Arrival], None] | None = None,
         at: Tokens = NO_TOKENS,
     ) -> Subscription:
         """Handle every message on a subject (or on part of it, by ``at``); order kept if ``concurrency`` is 1.
 
         A handler that never waits is best a plain function: it is called without a task switch.
         A handler that raises one of our errors refuses the message; any other exception is logged. The
-        broker knows of the subscription when this returns.
+        broker knows of the subscription when this returns. ``admit`` sees where a message arrived, before anything
+        is spent on its bytes, and raises one of our errors to refuse it.
         """
         intake = self._intake(subject.name, cast("Handler", handler), concurrency, restrict)
 
         def receive(data: bytes, concrete: str, _: str) -> None:
             try:
                 arrival = Arrival.on(subject, concrete, self.audiences)
-            except InvalidInputError as error:
+                if admit is not None:
+                    admit(arrival)
+            except TocsinError as error:
                 self.reject(error, concrete, data)
             else:
                 intake.put(data, arrival)
@@ -467,6 +471,22 @@ class Bus:
         self._subscriptions.append(subscription)
         await self.flush()
         return subscription
+
+    async def reject_strays(
+        self, subject: Subject, why: Callable[[str], TocsinError | None], *, queue: str
+    ) -> None:
+        """Refuse what is published under a subject's beginning where ``why`` knows an error for its subject.
+
+        For what no subscription hears: it would vanish, neither counted nor audited. The rest is let pass.
+        """
+
+        def receive(data: bytes, concrete: str, _: str) -> None:
+            if (error := why(concrete)) is not None:
+                self.reject(error, concrete, data)
+
+        subscription = await self.connection.take(subject.everything(), receive, queue=queue)
+        self._subscriptions.append(subscription)
+        await self.flush()
 
     async def serve(
         self,

@@ -40,11 +40,18 @@ from tocsin.contracts.subjects import (
 M = TypeVar("M", bound=Message)
 
 MIB = 1024 * KIB
+DISCOVERIES_MAX_AGE_S = 600
+"""An admin that was away for longer asks fleet for the roster."""
 
 # --- What agents say through the router ---------------------------------------------------------
 
 DISCOVERY = MessageType(
-    "discovery", routing.Discovery, MessageClass.LIVE, senders(*Role), doc="An agent makes itself known."
+    "discovery",
+    routing.Discovery,
+    MessageClass.STORED,
+    senders(*Role),
+    ttl_ms=DISCOVERIES_MAX_AGE_S * 1000,
+    doc="An agent makes itself known.",
 )
 THREAT_ALERT = MessageType(
     "threat_alert",
@@ -110,6 +117,15 @@ ALERT_BACKUP = Subject(
     READER_AUDIENCE,
     "Emergencies a second time, for agents that missed the first copy.",
     stream="ALERTS",
+)
+
+DISCOVERY_BACKUP = Subject(
+    "DISCOVERY_BACKUP",
+    "discovery.backup.{reach}.{name}",
+    (DISCOVERY,),
+    "{reach}.{name}",
+    "Discoveries a second time, for admins and groups that missed the first copy.",
+    stream="DISCOVERIES",
 )
 
 RECEIPTS = MessageType(
@@ -508,6 +524,7 @@ SUBJECTS: tuple[Subject, ...] = (
     DELIVER_GROUP,
     DELIVER_ALL,
     ALERT_BACKUP,
+    DISCOVERY_BACKUP,
     RECEIPT,
     HEARTBEAT,
     CONSENSUS_BALLOT,
@@ -525,6 +542,14 @@ SUBJECTS: tuple[Subject, ...] = (
 
 STREAMS = (
     Stream("ALERTS", ("alert.>",), "limits", 86_400, 256 * MIB, "Emergencies, for agents that missed one."),
+    Stream(
+        "DISCOVERIES",
+        ("discovery.>",),
+        "limits",
+        DISCOVERIES_MAX_AGE_S,
+        16 * MIB,
+        "Discoveries, for admins that missed one.",
+    ),
     Stream(
         "DECISIONS",
         ("consensus.decision.>", "consensus.epochs.>"),

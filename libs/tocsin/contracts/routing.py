@@ -81,7 +81,8 @@ class Delivery(Message):
 class Refusal(Message):
     """The router's answer to a sender whose message it did not forward: event ``router.refusal``."""
 
-    message: MessageId
+    message: MessageId | None
+    """None where the message was not read: ``rate_limited``."""
     agent: Name
     reason: Annotated[str, Field(max_length=64)]
     detail: Text

@@ -158,6 +158,10 @@ class Subject:
         """Return a subscription pattern: tokens that are not given become ``*``."""
         return f"{PREFIX}.{self.template.format(**{t: tokens.get(t, '*') for t in self._tokens})}"
 
+    def everything(self) -> str:
+        """Return the pattern of whatever begins as these subjects do, well formed or not."""
+        return f"{PREFIX}.{self.template.partition('{')[0]}>"
+
     def parse(self, subject: str) -> dict[str, str]:
         """Return the tokens of a concrete subject."""
         match = self._regex.fullmatch(subject)

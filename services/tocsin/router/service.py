@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 
-from tocsin.bus import Bus, Context, Sent, Service, subscribes
+from tocsin.bus import Arrival, Bus, Context, Sent, Service, subscribes
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import ALERT_BACKUP, RECEIPT, ROUTE
 from tocsin.contracts.errors import (
@@ -19,12 +19,15 @@ from tocsin.contracts.errors import (
     TocsinError,
     UnavailableError,
 )
-from tocsin.contracts.identifiers import ServiceName
+from tocsin.contracts.identifiers import Priority, ServiceName
 from tocsin.contracts.routing import Receipts
 from tocsin.router.announcer import Announcer
+from tocsin.router.copies import Copies
+from tocsin.router.limits import RateLimits
 from tocsin.router.policy import Route, route
 from tocsin.router.roster import Roster
 from tocsin.router.settings import RouterSettings
+from tocsin.router.strays import why_unheard
 from tocsin.router.tracker import Confirmation, Emergency, Schedule, Tracker, who_is_due
 from tocsin.telemetry import get_logger
 
@@ -45,6 +48,12 @@ class RouterService(Service[RouterSettings]):
         self.tracker = Tracker(schedule, max_tracked=settings.max_emergencies)
         self.roster = Roster(bus)
         self.announcer = Announcer(bus, settings)
+        self.copies = Copies(bus)
+        self.limits = RateLimits(
+            per_s=settings.messages_per_sender_per_s,
+            burst=settings.burst_per_sender,
+            enrolled=lambda name: self.roster.role_of(name) is not None,
+        )
         self._wake = asyncio.Event()
 
     async def prepare(self) -> None:
@@ -52,10 +61,15 @@ class RouterService(Service[RouterSettings]):
         await self.roster.refresh()
 
     async def started(self) -> None:
-        """Keep the roster, pursue emergencies, announce."""
+        """Keep the roster, pursue emergencies, announce; then hear what agents say."""
         self.announcer.start()
+        self.copies.start()
         self.bus.spawn(self.roster.keep(pause_s=self.settings.roster_refresh_s), "roster")
         self.bus.spawn(self._pursue(), "emergencies")
+        for priority in Priority:
+            at = {"priority": priority.token}
+            await self.bus.subscribe(ROUTE, self.forward, queue=self.name.value, admit=self._admit, at=at)
+        await self.bus.reject_strays(ROUTE, why_unheard, queue=f"{self.name.value}-strays")
 
     async def stopping(self) -> None:
         """Say what is known of emergencies that are still open."""
@@ -67,13 +81,10 @@ class RouterService(Service[RouterSettings]):
         except TimeoutError:
             self.metrics.count("accounts_untold")
 
-    @subscribes(ROUTE, shared=True, at={"priority": "low"})
-    @subscribes(ROUTE, shared=True, at={"priority": "normal"})
-    @subscribes(ROUTE, shared=True, at={"priority": "high"})
-    @subscribes(ROUTE, shared=True, at={"priority": "critical"})
     async def forward(self, body: Message, context: Context) -> None:
         """Forward one message, or tell its sender why not."""
         content = context.content
+        self.limits.proved(context.sender.name)
         try:
             way = route(
                 content.type, context.sender, content.audience, context.priority, body, self.roster.role_of
@@ -85,6 +96,8 @@ class RouterService(Service[RouterSettings]):
             return
         if way.backup is None:
             await self.bus.send(way.subject, _sent(context))
+            if way.copy is not None:
+                self.copies.add(way.copy, _sent(context))
         else:
             await self._raise_alarm(way, context)
         self._measure(context)
@@ -104,6 +117,18 @@ class RouterService(Service[RouterSettings]):
             self._count_receipt(outcome, context)
             if outcome.ended is not None:
                 self.announcer.accounted(outcome.ended)
+
+    def _admit(self, arrival: Arrival) -> None:
+        """Hold back who sends too much, before anything is spent on the message."""
+        sender = arrival.sender_name or ""
+        urgent = arrival.priority == Priority.CRITICAL.token
+        try:
+            self.limits.take(sender, urgent=urgent, at_s=time.monotonic())
+        except ExhaustedError as error:
+            self.metrics.count(f"refused.{error.reason}")
+            if self.limits.is_proven(sender):
+                self.announcer.limited(sender, error)
+            raise
 
     async def _raise_alarm(self, way: Route, context: Context) -> None:
         """Send an emergency on both channels, core first, and track it."""

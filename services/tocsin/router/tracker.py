@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 from tocsin.contracts.errors import ExhaustedError, InvalidInputError
 from tocsin.contracts.fleet import AgentRecord
+from tocsin.contracts.policy import Audience, Reach
 from tocsin.contracts.routing import Delivery, Receipt
-from tocsin.router.policy import Audience, Reach
 
 MAX_ENDED = 4096
 MAX_LISTED = 4096

@@ -7,9 +7,9 @@ import pytest
 from tocsin.contracts.errors import ExhaustedError, InvalidInputError
 from tocsin.contracts.fleet import AgentRecord
 from tocsin.contracts.identifiers import Role
+from tocsin.contracts.policy import Audience, Reach
 from tocsin.contracts.routing import Receipt
 from tocsin.router.budget import Budget
-from tocsin.router.policy import Audience, Reach
 from tocsin.router.tracker import Emergency, Schedule, Tracker, who_is_due
 
 ISSUED_NS = 1_800_000_000_000_000_000
