@@ -241,10 +241,12 @@ class Opener:
         body = decode_body(kind.model, content.body)
         until_ns = content.issued_at + content.ttl_ms * NS_PER_MS + CLOCK_SKEW_NS
         if kind.message_class is MessageClass.LIVE:
-            self.replay.record(inspected.envelope.key_id, content.id, until_ns=until_ns, now_ns=now_ns)
+            key_id, leaf = inspected.envelope.key_id, inspected.envelope.leaf
+            self.replay.record(key_id, content.id, leaf, until_ns=until_ns, now_ns=now_ns)
         elif kind.message_class is MessageClass.ENROL:
             # Anybody can bring any number of keys, so all share one window; by leaf, which nobody can take first.
-            self.enrolments.record(b"", inspected.envelope.leaf, until_ns=until_ns, now_ns=now_ns)
+            leaf = inspected.envelope.leaf
+            self.enrolments.record(b"", leaf, leaf, until_ns=until_ns, now_ns=now_ns)
         elif kind.message_class is MessageClass.STORED:
             self.ledger.claim(inspected.envelope.leaf)
         context = Context(

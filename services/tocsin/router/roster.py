@@ -1,8 +1,8 @@
-"""Who is enrolled: fleet's signed records, kept at hand and read again every few seconds.
+"""Who is enrolled: fleet's signed records, followed as they are written, and now and then read anew.
 
-An agent that enrolled since the last reading is not known yet; what the broker holds without fleet's
-signature never is. Who was known stays known when the record is gone or does not hold any more: else whoever
-can write to the broker could take an agent off the list of those that an emergency is due to.
+An agent is known a few milliseconds after it enrolled; what the broker holds without fleet's signature never is. Who
+was known stays known when the record is gone or does not hold any more: else whoever can write to the broker could
+take an agent off the list of those that an emergency is due to.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ emergencies waits for each."""
 
 
 class Roster:
-    """The enrolled agents as they were last read."""
+    """The enrolled agents."""
 
     def __init__(self, bus: Bus) -> None:
         self._metrics = bus.metrics
@@ -41,6 +41,18 @@ class Roster:
         """Return the role of an agent, None for a name that nobody has."""
         record = self._agents.get(name)
         return record.role if record is not None else None
+
+    async def follow(self) -> None:
+        """Learn who is enrolled now, and go on learning.
+
+        Raises:
+            UnavailableError: the broker has no such bucket.
+        """
+        await self._records.follow(self._learn)
+
+    def _learn(self, name: str, record: AgentRecord) -> None:
+        self._agents[name] = record
+        self._metrics.gauge("roster_agents", len(self._agents))
 
     async def refresh(self) -> None:
         """Read them anew; whoever asks meanwhile waits for this reading and then reads again.
@@ -66,7 +78,7 @@ class Roster:
             self._metrics.count(f"roster_failures.{error.reason}")
 
     async def keep(self, *, pause_s: float) -> None:
-        """Read them again and again."""
+        """Read them again and again, in case one was missed."""
         while True:
             await asyncio.sleep(pause_s)
             try:

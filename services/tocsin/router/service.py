@@ -57,8 +57,8 @@ class RouterService(Service[RouterSettings]):
         self._wake = asyncio.Event()
 
     async def prepare(self) -> None:
-        """Know who is enrolled before the first emergency."""
-        await self.roster.refresh()
+        """Know who is enrolled before the first message."""
+        await self.roster.follow()
 
     async def started(self) -> None:
         """Keep the roster, pursue emergencies, announce; then hear what agents say."""

@@ -25,7 +25,8 @@ class RouterSettings(BusSettings):
         256, description="Emergencies tracked at once; those beyond are forwarded and not tracked."
     )
     roster_refresh_s: Annotated[float, Field(ge=0.1, le=60)] = Field(
-        2.0, description="Pause between two readings of the enrolled agents, in seconds."
+        30.0,
+        description="Pause between two full readings of the enrolled agents, who are followed anyway, in seconds.",
     )
     roster_wait_s: Annotated[float, Field(ge=0.01, le=5)] = Field(
         0.5,
