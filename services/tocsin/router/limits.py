@@ -19,6 +19,8 @@ from tocsin.contracts.errors import ExhaustedError
 
 MAX_PROVEN = 16_384
 """Senders remembered as proven; those beyond go by the list of enrolled agents alone."""
+SLACK = 0.001
+"""Of a message: the sums of floats must not decide about the last one of a burst."""
 STRANGERS = ""
 """The name that all unknown ones share; no agent has it."""
 
@@ -37,6 +39,7 @@ class RateLimits:
         self._burst = burst
         self._enrolled = enrolled
         self._proven: set[str] = set()
+        self._untold: set[str] = set()
         self._spent_until_s: dict[bool, dict[str, float]] = {False: {}, True: {}}
 
     def take(self, sender: str, *, urgent: bool, at_s: float) -> None:
@@ -48,19 +51,29 @@ class RateLimits:
         spent = self._spent_until_s[urgent]
         who = sender if sender in self._proven or self._enrolled(sender) else STRANGERS
         until_s = max(spent.get(who, at_s), at_s)
-        # Half a message of slack: the sums of floats must not decide about the last one of a burst.
-        if (until_s - at_s) * self._per_s > self._burst - 0.5:
-            raise ExhaustedError(
-                f"more than {self._per_s:g} messages a second ({self._burst} at once) by {sender[:64]}",
-                reason="rate_limited",
-            )
+        if (until_s - at_s) * self._per_s > self._burst - 1 + SLACK:
+            if who and who not in self._proven:
+                self._untold.add(who)
+            raise self.refusal(sender)
         spent[who] = until_s + 1 / self._per_s
 
-    def proved(self, sender: str) -> None:
-        """Record that a message of this sender was verified."""
-        if len(self._proven) < MAX_PROVEN:
-            self._proven.add(sender)
+    def refusal(self, sender: str) -> ExhaustedError:
+        """Return the error that says what the allowance is."""
+        allowed = f"more than {self._per_s:g} messages a second ({self._burst} at once)"
+        return ExhaustedError(f"{allowed} by {sender[:64]}", reason="rate_limited")
+
+    def proved(self, sender: str) -> bool:
+        """Record that a message of this sender was verified; tell whether it was held back before that.
+
+        Only a sender that is proven is told, or anybody could have others told whatever they like.
+        """
+        if sender in self._proven or len(self._proven) >= MAX_PROVEN:
+            return False
+        self._proven.add(sender)
+        was_held_back = sender in self._untold
+        self._untold.discard(sender)
+        return was_held_back
 
     def is_proven(self, sender: str) -> bool:
-        """Tell whether a message of this sender was verified here: only such a sender is told of refusals."""
+        """Tell whether a message of this sender was verified here."""
         return sender in self._proven

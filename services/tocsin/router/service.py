@@ -84,7 +84,8 @@ class RouterService(Service[RouterSettings]):
     async def forward(self, body: Message, context: Context) -> None:
         """Forward one message, or tell its sender why not."""
         content = context.content
-        self.limits.proved(context.sender.name)
+        if self.limits.proved(context.sender.name):
+            self.announcer.limited(context.sender.name, self.limits.refusal(context.sender.name))
         try:
             way = route(
                 content.type, context.sender, content.audience, context.priority, body, self.roster.role_of
