@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Collection
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
