@@ -38,6 +38,7 @@ from tocsin.bus.identities import IdentityDirectory
 from tocsin.bus.intake import Handler, Intake
 from tocsin.bus.opener import Arrival, Context, Opener
 from tocsin.bus.outbox import Outbox, check_size
+from tocsin.bus.priorities import URGENT, Admit, PriorityLines
 from tocsin.bus.proving import Prover
 from tocsin.bus.records import Records
 from tocsin.bus.requests import Replies, error_reply
@@ -197,8 +198,10 @@ class Bus:
 
     @property
     def connected(self) -> bool:
-        """Whether the broker is there now."""
-        return self._connection is not None and self._connection.connected
+        """Whether the broker is there now, on every connection that this process has."""
+        if self._connection is None or not self._connection.connected:
+            return False
+        return self._second is None or self._second.connected
 
     @property
     def certified(self) -> bool:
@@ -445,24 +448,20 @@ class Bus:
         queue: str = "",
         concurrency: int = 1,
         restrict: Callable[[SpiffeId], bool] | None = None,
-        admit: Callable[[Arrival], None] | None = None,
         at: Tokens = NO_TOKENS,
     ) -> Subscription:
         """Handle every message on a subject (or on part of it, by ``at``); order kept if ``concurrency`` is 1.
 
         A handler that never waits is best a plain function: it is called without a task switch.
         A handler that raises one of our errors refuses the message; any other exception is logged. The
-        broker knows of the subscription when this returns. ``admit`` sees where a message arrived, before anything
-        is spent on its bytes, and raises one of our errors to refuse it.
+        broker knows of the subscription when this returns.
         """
         intake = self._intake(subject.name, cast("Handler", handler), concurrency, restrict)
 
         def receive(data: bytes, concrete: str, _: str) -> None:
             try:
                 arrival = Arrival.on(subject, concrete, self.audiences)
-                if admit is not None:
-                    admit(arrival)
-            except TocsinError as error:
+            except InvalidInputError as error:
                 self.reject(error, concrete, data)
             else:
                 intake.put(data, arrival)
@@ -472,21 +471,32 @@ class Bus:
         await self.flush()
         return subscription
 
-    async def reject_strays(
-        self, subject: Subject, why: Callable[[str], TocsinError | None], *, queue: str
+    async def subscribe_by_priority(
+        self,
+        subject: Subject,
+        handler: Callable[[M, Context], Awaitable[object] | None],
+        *,
+        queue: str,
+        admit: Admit,
     ) -> None:
-        """Refuse what is published under a subject's beginning where ``why`` knows an error for its subject.
+        """Handle every message of a subject that names its priority, emergencies by the second connection.
 
-        For what no subscription hears: it would vanish, neither counted nor audited. The rest is let pass.
+        What is published under the subject's beginning and is no such subject is refused. See
+        :class:`PriorityLines`.
         """
-
-        def receive(data: bytes, concrete: str, _: str) -> None:
-            if (error := why(concrete)) is not None:
-                self.reject(error, concrete, data)
-
-        subscription = await self.connection.take(subject.everything(), receive, queue=queue)
-        self._subscriptions.append(subscription)
+        intakes = {
+            one.token: self._intake(f"{subject.name} {one.token}", cast("Handler", handler), 1, None)
+            for one in Priority
+        }
+        lines = PriorityLines(subject, intakes, admit=admit, reject=self.reject)
+        second = await self._second_connection()
+        # Of a queue group a message reaches one member, by whichever pattern: so each has a group of its own.
+        self._subscriptions += [
+            await self.connection.take(subject.everything(), lines.take, queue=queue),
+            await second.take(subject.pattern(priority=URGENT), lines.take_urgent, queue=f"{queue}-{URGENT}"),
+        ]
         await self.flush()
+        await second.flush()
 
     async def serve(
         self,
@@ -655,10 +665,7 @@ class Bus:
 
     async def flush(self) -> None:
         """Wait until the broker has seen everything sent so far, subscriptions included."""
-        try:
-            await self.connection.client.flush(timeout=5)
-        except (TimeoutError, nats.errors.Error) as error:
-            raise translate(error, "flush") from error
+        await self.connection.flush()
 
     # --- Inside -------------------------------------------------------------------------------
 

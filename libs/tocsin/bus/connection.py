@@ -232,6 +232,13 @@ class Connection:
         self.client.takers[subscription._id] = taker  # noqa: SLF001 - the client has no public name for it
         return subscription
 
+    async def flush(self) -> None:
+        """Wait until the broker has seen everything sent so far, subscriptions included."""
+        try:
+            await self.client.flush(timeout=5)
+        except (TimeoutError, nats.errors.Error) as error:
+            raise translate(error, "flush") from error
+
     async def close(self) -> None:
         """Drain: no new messages, those that came are handled, what was published is flushed."""
         if self.client.is_closed:

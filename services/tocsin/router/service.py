@@ -27,7 +27,6 @@ from tocsin.router.limits import RateLimits
 from tocsin.router.policy import Route, route
 from tocsin.router.roster import Roster
 from tocsin.router.settings import RouterSettings
-from tocsin.router.strays import why_unheard
 from tocsin.router.tracker import Confirmation, Emergency, Schedule, Tracker, who_is_due
 from tocsin.telemetry import get_logger
 
@@ -66,10 +65,7 @@ class RouterService(Service[RouterSettings]):
         self.copies.start()
         self.bus.spawn(self.roster.keep(pause_s=self.settings.roster_refresh_s), "roster")
         self.bus.spawn(self._pursue(), "emergencies")
-        for priority in Priority:
-            at = {"priority": priority.token}
-            await self.bus.subscribe(ROUTE, self.forward, queue=self.name.value, admit=self._admit, at=at)
-        await self.bus.reject_strays(ROUTE, why_unheard, queue=f"{self.name.value}-strays")
+        await self.bus.subscribe_by_priority(ROUTE, self.forward, queue=self.name.value, admit=self._admit)
 
     async def stopping(self) -> None:
         """Say what is known of emergencies that are still open."""
