@@ -44,6 +44,14 @@ class Heard:
         return [delay_ms for name in QUIET for delay_ms in self.delays_ms.get(name, [])]
 
 
+async def enrol(world: World) -> None:
+    """Write the records of the agents, as fleet does."""
+    records = (await world.service(ServiceName.FLEET)).records(AGENTS)
+    for name in ("flood-01", *QUIET):
+        record = AgentRecord(name=name, role=Role.SENTINEL, host="h1", key_id=bytes(32), enrolled_ns=0)
+        await records.put(name, record)
+
+
 async def speak(agent: Bus) -> None:
     """Send some tasks at an ordinary pace."""
     body = Coordination(content=Observations(source="s", sequence=0))
@@ -68,11 +76,7 @@ def a_flood(agent: Bus) -> list[bytes]:
 
 async def test_a_flood_is_refused_and_the_others_are_heard_as_before(world: World) -> None:
     outside = await Outside.of(world)
-    records = (await world.service(ServiceName.FLEET)).records(AGENTS)
-    for name in ("flood-01", *QUIET):
-        await records.put(
-            name, AgentRecord(name=name, role=Role.SENTINEL, host="h1", key_id=bytes(32), enrolled_ns=0)
-        )
+    await enrol(world)
     flooder = await world.agent(Role.SENTINEL, "flood-01")
     quiet = [await world.agent(Role.SENTINEL, name) for name in QUIET]
     hunter = await world.agent(Role.HUNTER, "hunter-01")
@@ -117,3 +121,32 @@ async def test_a_flood_is_refused_and_the_others_are_heard_as_before(world: Worl
             )
         )
         assert summarise(heard.of_quiet()).p99 < 1_000
+
+
+async def test_an_emergency_overtakes_what_waits(world: World) -> None:
+    """The broker has the whole flood before it has the alarm, and neither its senders nor its rate are limited."""
+    await enrol(world)
+    flooder = await world.agent(Role.SENTINEL, "flood-01")
+    caller = await world.agent(Role.SENTINEL, "quiet-01")
+    hunter = await world.agent(Role.HUNTER, "hunter-01")
+    forwarded_before: list[int] = []
+    async with running_router(world, messages_per_sender_per_s=100_000, burst_per_sender=FLOOD * 2) as router:
+
+        async def on_alert(_: Message, context: Context) -> None:
+            forwarded_before.append(router.metrics.counter("routed.coordination"))
+            delay_ms = (time.time_ns() - context.content.issued_at) / 1e6
+            print(f"alarm after {delay_ms:.0f} ms and {forwarded_before[0]} of {FLOOD}")  # noqa: T201 - as above
+
+        await hunter.subscribe(DELIVER_ALL, on_alert)
+        flood, subject = a_flood(flooder), ROUTE.at(type="coordination", priority="normal", agent="flood-01")
+        at = {"type": THREAT_ALERT.name, "priority": "critical", "agent": "quiet-01"}
+        alarm = ThreatAlert(severity=Severity.CRITICAL, summary="help")
+        sent = await caller.make(THREAT_ALERT, alarm, audience="all", priority=Priority.CRITICAL)
+        for data in flood:
+            await flooder.connection.publish(subject, data)
+        await flooder.flush()
+        await caller.connection.publish(ROUTE.at(**at), sent.data)
+        await eventually(
+            lambda: router.metrics.counter("routed.coordination") == FLOOD and bool(forwarded_before)
+        )
+        assert forwarded_before[0] < FLOOD / 2
