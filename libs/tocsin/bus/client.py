@@ -381,15 +381,18 @@ class Bus:
     async def _store(self, subject: str, sent: Sent, stream: str) -> None:
         """Publish into a stream and wait for its acknowledgement."""
         js = self.connection.js
-        try:
-            ack = await js.publish(subject, sent.data, headers={"Nats-Msg-Id": sent.leaf.hex()}, stream=stream)
-            if ack.duplicate and (await js.get_msg(stream, ack.seq)).data != sent.data:
-                # Whoever knows the id can come first with other bytes, and the broker swallows ours. Without an
-                # id it cannot; should our bytes stand there twice, readers drop the second.
-                self.metrics.count("poisoned_ids")
-                await js.publish(subject, sent.data, stream=stream)
-        except (TimeoutError, nats.errors.Error) as error:
-            raise translate(error, subject) from error
+        async with self.connection.storing(stream):
+            try:
+                ack = await js.publish(
+                    subject, sent.data, headers={"Nats-Msg-Id": sent.leaf.hex()}, stream=stream
+                )
+                if ack.duplicate and (await js.get_msg(stream, ack.seq)).data != sent.data:
+                    # Whoever knows the id can come first with other bytes, and the broker swallows ours. Without
+                    # an id it cannot; should our bytes stand there twice, readers drop the second.
+                    self.metrics.count("poisoned_ids")
+                    await js.publish(subject, sent.data, stream=stream)
+            except (TimeoutError, nats.errors.Error) as error:
+                raise translate(error, subject) from error
 
     async def request(
         self,
