@@ -214,6 +214,8 @@ TO_ALL, TO_HUNTER, TO_HUNTERS = (
 TO_GUARDIAN, TO_ADMINS = DELIVER_AGENT.at(agent="guardian-01"), DELIVER_ROLE.at(role="admin")
 SECRET = Intelligence(summary="bad")
 URGENT = int(Priority.CRITICAL)
+UNDER_WAY = ThreatAlert(severity=Severity.CRITICAL, summary="under way")
+"""An emergency that nobody confirms while the table is gone through."""
 
 CASES = [
     # What reaches a router.
@@ -331,15 +333,7 @@ CASES = [
 ]
 
 
-@pytest.fixture
-async def emergency() -> ThreatAlert:
-    """An emergency that nobody confirms while the table is gone through."""
-    return ThreatAlert(severity=Severity.CRITICAL, summary="under way")
-
-
-async def test_each_bad_input_is_refused_with_its_reason_counted_and_audited(
-    world: World, emergency: ThreatAlert
-) -> None:
+async def test_each_bad_input_is_refused_with_its_reason_counted_and_audited(world: World) -> None:
     async with FleetWorld(world, tokens_for("h1", ONE), world.folder) as fleet:
         service = await fleet.start_fleet()
         outside = await Outside.of(world)
@@ -356,7 +350,7 @@ async def test_each_bad_input_is_refused_with_its_reason_counted_and_audited(
             host._delivery._receipts.add = lambda receipt: None  # type: ignore[method-assign]  # noqa: ARG005 - nobody confirms
             await scene.put(
                 scene.route_of(Role.HUNTER, "threat_alert", "critical"),
-                scene.forge(Role.HUNTER, "threat_alert", emergency, priority=URGENT),
+                scene.forge(Role.HUNTER, "threat_alert", UNDER_WAY, priority=URGENT),
             )
             processes = {"router": router.bus.id.token, "host": "host.h1"}
             done = [(case, await case.attack(scene)) for case in CASES]

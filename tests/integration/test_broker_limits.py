@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -37,6 +38,18 @@ async def test_what_must_not_be_lost_is_on_the_disk_before_it_is_acknowledged(tm
         assert "sync_interval: always" in (ROOT / "deploy" / "nats.conf").read_text()
     finally:
         broker.stop()
+
+
+def test_every_row_of_the_page_names_a_test_that_is_there() -> None:
+    page = (ROOT / "docs" / "explanation" / "nats.md").read_text()
+    rows = [line.rsplit("|", 2)[1] for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 10
+    for row in rows:
+        (file,) = re.findall(r"in `(test_\w+\.py)`", row) or ["test_broker_limits.py"]
+        text = (ROOT / "tests" / "integration" / file).read_text()
+        names = re.findall(r"`(test_\w+)`", row)
+        assert names
+        assert all(f"def {name}(" in text for name in names), row
 
 
 async def test_a_callback_that_raises_ends_no_reconnecting(world: World) -> None:
