@@ -10,6 +10,7 @@ import contextlib
 import time
 
 from tocsin.bus import Bus, Context, Sent, Service, subscribes
+from tocsin.bus.sealing import SealingKeys
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import ALERT_BACKUP, RECEIPT, ROUTE
 from tocsin.contracts.errors import (
@@ -44,12 +45,14 @@ class RouterService(Service[RouterSettings]):
         schedule = Schedule(settings.retry_first_s, settings.retry_max_s, settings.delivery_deadline_s)
         self.tracker = Tracker(schedule, max_tracked=settings.max_emergencies)
         self.roster = Roster(bus)
+        self.sealing_keys = SealingKeys(bus)
+        bus.opener.bodies.forwards = True
         self.announcer = Announcer(bus, settings)
         self._wake = asyncio.Event()
 
     async def prepare(self) -> None:
-        """Know who is enrolled before the first emergency."""
-        await self.roster.refresh()
+        """Know who is enrolled before the first emergency, and whose the keys are that bodies are sealed to."""
+        await asyncio.gather(self.roster.refresh(), self.sealing_keys.follow())
 
     async def started(self) -> None:
         """Keep the roster, pursue emergencies, announce."""
@@ -76,7 +79,13 @@ class RouterService(Service[RouterSettings]):
         content = context.content
         try:
             way = route(
-                content.type, context.sender, content.audience, context.priority, body, self.roster.role_of
+                content.type,
+                context.sender,
+                content.audience,
+                context.priority,
+                body,
+                self.roster.role_of,
+                self.sealing_keys.roles_of,
             )
         except (DeniedError, InvalidInputError) as error:
             self.bus.reject(error, context.subject, context.data)
