@@ -32,8 +32,7 @@ def _open(data: bytes) -> bytes:
 def test_any_bytes_are_a_sealed_body_or_our_error(data: bytes) -> None:
     try:
         sealed = parse_sealed(data)
-    except InvalidInputError as error:
-        assert error.reason == "bad_seal"
+    except InvalidInputError:
         return
     assert 1 <= len(sealed.recipients) == len(sealed.wraps) <= MAX_RECIPIENTS
     assert sealed.recipients == tuple(sorted(set(sealed.recipients)))
