@@ -10,6 +10,7 @@ names. So nobody can put a key of theirs under another's name.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tocsin.bus.envelope import Content, Envelope, content_head, decode_body, encode_content
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 SEALABLE = frozenset({MessageClass.LIVE, MessageClass.STORED})
 """Records and evidence are for everyone to check, and an enrolment brings its key in its body."""
+KEPT_ROLES = 4096
+"""Certificates whose roles are kept: one may name a thousand agents, and a router asks for every recipient."""
 MAX_KEYS = 20_000
 """Keys known at once: as many as the trust store knows identities."""
 
@@ -144,7 +147,8 @@ class SealingKeys:
         found: dict[bytes, SealingPublicKey] = {}
         withheld = False
         for signer, (key, *_) in self._keys.items():
-            roles = {one.role for one in self._named(signer) if _includes(audience, one)}
+            ids = map(SpiffeId.parse, self._ids(signer))
+            roles = {one.role for one in ids if _includes(audience, one)}
             if roles and (not cleared or roles & cleared):
                 found[key.id] = key
             else:
@@ -158,7 +162,7 @@ class SealingKeys:
     def roles_of(self, sealing_key_id: bytes) -> frozenset[Role]:
         """Return the roles of the agents that hold a key now; empty for a key that nobody has."""
         owners = self._owners.get(sealing_key_id, ())
-        return frozenset(one.role for owner in owners for one in self._named(owner) if one.role is not None)
+        return frozenset(role for owner in owners for role in _roles(self._ids(owner)))
 
     def _disown(self, sealing_key_id: bytes, signer: bytes) -> None:
         owners = self._owners[sealing_key_id]
@@ -166,10 +170,15 @@ class SealingKeys:
         if not owners:
             del self._owners[sealing_key_id]
 
-    def _named(self, signing_key_id: bytes) -> Iterable[SpiffeId]:
+    def _ids(self, signing_key_id: bytes) -> frozenset[str]:
         """Return whom a signing key speaks for *now*: nobody, once it is revoked or superseded."""
         identity = self._bus.trust.identity(signing_key_id)
-        return map(SpiffeId.parse, identity.ids) if identity is not None else ()
+        return identity.ids if identity is not None else frozenset()
+
+
+@lru_cache(maxsize=KEPT_ROLES)
+def _roles(ids: frozenset[str]) -> frozenset[Role]:
+    return frozenset(one.role for one in map(SpiffeId.parse, ids) if one.role is not None)
 
 
 def _includes(audience: str, agent: SpiffeId) -> bool:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import hmac
 import stat
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from tocsin.contracts.errors import ConflictError, InvalidInputError, TocsinError
 from tocsin.crypto.keys import load_sealing_key, save_sealing_key
@@ -101,3 +108,35 @@ def test_a_key_file_is_private_never_replaced_and_read_back(tmp_path: Path) -> N
         with pytest.raises(InvalidInputError) as caught:
             load_sealing_key(path)
         assert caught.value.reason == "bad_key_file"
+
+
+def test_a_wrap_opens_by_hand_as_the_reference_page_says() -> None:
+    """RFC 9180 section 5.1 over the X-Wing combiner, from primitives: what another language has to do."""
+    (recipient,), (wrap,) = (sealed := sealed_to(1)).recipients, sealed.wraps
+    expanded = hashlib.shake_256(key(1).seed).digest(96)
+    mlkem = MLKEM768PrivateKey.from_seed_bytes(expanded[:64])
+    x25519 = X25519PrivateKey.from_private_bytes(expanded[64:])
+    share = wrap[1088:1120]
+    shared = hashlib.sha3_256(
+        mlkem.decapsulate(wrap[:1088])
+        + x25519.exchange(X25519PublicKey.from_public_bytes(share))
+        + share
+        + x25519.public_key().public_bytes_raw()
+        + b"\\.//^\\"
+    ).digest()
+    suite = b"HPKE" + bytes.fromhex("647a00010002")
+
+    def extract(salt: bytes, label: bytes, ikm: bytes) -> bytes:
+        return hmac.digest(salt or bytes(32), b"HPKE-v1" + suite + label + ikm, "sha256")
+
+    def expand(secret: bytes, label: bytes, context: bytes, length: int) -> bytes:
+        labelled = length.to_bytes(2, "big") + b"HPKE-v1" + suite + label + context
+        return HKDFExpand(SHA256(), length, labelled).derive(secret)
+
+    info = hashlib.sha256(b"tocsin/sealing/1 info" + hashlib.sha256(HEAD).digest() + recipient).digest()
+    context = b"\x00" + extract(b"", b"psk_id_hash", b"") + extract(b"", b"info_hash", info)
+    secret = extract(shared, b"secret", b"")
+    aead = AESGCM(expand(secret, b"key", context, 32))
+    content_key = aead.decrypt(expand(secret, b"base_nonce", context, 12), wrap[1120:], b"")
+    assert hashlib.sha256(b"tocsin/sealing/1 commitment" + content_key).digest() == sealed.commitment
+    assert AESGCM(content_key).decrypt(bytes(12), sealed.ciphertext, HEAD) == BODY
