@@ -29,6 +29,7 @@ from tocsin.contracts.fleet import SealingKeyRecord
 from tocsin.contracts.identifiers import Priority, Role, ServiceName, Severity
 from tocsin.contracts.observations import Observations
 from tocsin.contracts.routing import Coordination, Intelligence, Refusal, ThreatAlert
+from tocsin.crypto.keys import load_sealing_key
 from tocsin.crypto.sealing import SealingKey, SealingPublicKey, parse_sealed
 from tocsin.router.service import RouterService
 from tocsin.router.settings import RouterSettings
@@ -55,6 +56,14 @@ class Confidant(Recorder):
 def confidant(role: Role, name: str) -> Confidant:
     agent_class: type[Confidant] = type(f"{role.value}Confidant", (Confidant,), {"role": role})
     return agent_class(name)
+
+
+def known(directory: SealingKeys, audience: str) -> set[bytes]:
+    """Return the ids of the keys that an audience has, as far as is known yet."""
+    try:
+        return {key.id for key in directory.of(audience)}
+    except UnavailableError:
+        return set()
 
 
 @dataclass
@@ -115,8 +124,8 @@ async def scene_at(world: World) -> AsyncIterator[Scene]:
         hosts = {host: await fleet.start_host(host, agents, confidant) for host, agents in named.items()}
         scene = Scene(fleet, router, hosts)
         await listen(world, scene)
-        for host in hosts.values():
-            await eventually(lambda host=host: len(host._sealing_keys._keys) == 3)  # type: ignore[misc]
+        for directory in (router.sealing_keys, *(host._sealing_keys for host in hosts.values())):
+            await eventually(lambda directory=directory: len(known(directory, "all")) == 3)  # type: ignore[misc]
         await eventually(lambda: router.metrics.counter("routed.discovery") == 4)
         await eventually(lambda: router.roster.role_of("hunter-02") is Role.HUNTER)
         yield scene
@@ -257,7 +266,8 @@ async def test_nobody_puts_a_key_under_anothers_name(world: World) -> None:
         await canary.records(SEALING_KEYS).put(canary.id.token, mine)
         await eventually(lambda: scene.refused_by("h1", "not_its_record") == 1)
         await eventually(lambda: scene.router.sealing_keys.roles_of(stolen.public.id) == {Role.CANARY})
-        await eventually(lambda: {key.id for key in scene.keys("agent.canary-02")} == {stolen.public.id})
+        analyst = scene.hosts["h1"]._sealing_keys
+        await eventually(lambda: known(analyst, "agent.canary-02") == {stolen.public.id})
         assert {key.id for key in scene.keys("role.hunter")} == before
         # Somebody who claims a hunter's key takes nothing away from the hunter.
         theirs = SealingKeyRecord(public_key=scene.keys("role.hunter")[0].raw)
@@ -286,7 +296,8 @@ async def test_a_key_survives_a_restart_and_the_one_before_still_opens(world: Wo
             async with host:
                 hunter = host.agents["hunter-01"]
                 assert isinstance(hunter, Confidant)
-                (held,) = keys.of("role.hunter")
+                held = load_sealing_key(identity / "host.sealing").public
+                await eventually(lambda: known(keys, "role.hunter") == {held.id})
                 for number, one in enumerate(dict.fromkeys((*seen, held)), 1):
                     await sender.publish(
                         DELIVER_ROLE,
