@@ -275,6 +275,10 @@ async def test_nobody_puts_a_key_under_anothers_name(world: World) -> None:
         shared = scene.keys("role.hunter")[0].id
         await eventually(lambda: Role.CANARY in scene.router.sealing_keys.roles_of(shared))
         assert Role.HUNTER in scene.router.sealing_keys.roles_of(shared)
+        assert scene.router.sealing_keys.roles_of(stolen.public.id) == {Role.CANARY}, "the one before, too"
+        fresh = SealingKeyRecord(public_key=SealingKey.generate().public.raw)
+        await canary.records(SEALING_KEYS).change(canary.id.token, lambda _: fresh)
+        await eventually(lambda: not scene.router.sealing_keys.roles_of(stolen.public.id))
         await scene.agent("analyst-01").send(INTELLIGENCE, SECRET, audience="role.hunter")
         await eventually(lambda: scene.agent("hunter-01").intelligence == [SECRET])
         # A process that starts now finds the forgery where h2's record was; h2's next start puts that right.
