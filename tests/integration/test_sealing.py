@@ -250,10 +250,20 @@ async def test_the_router_refuses_what_is_open_or_sealed_to_somebody_who_is_not_
         with pytest.raises(UnavailableError) as nobody:
             await analyst.send(INTELLIGENCE, SECRET, audience="role.specialist")
         assert nobody.value.reason == "no_sealing_key"
-        alert = ThreatAlert(severity=Severity.HIGH, summary="x")
-        await analyst.send(THREAT_ALERT, alert, audience="role.hunter", priority=Priority.HIGH, sealed=True)
-        await eventually(lambda: scene.refusals[2:] == ["sealed_not_allowed"])
         assert router.counter("routed.intelligence") == 0
+
+
+async def test_any_type_is_sealed_on_request(world: World) -> None:
+    async with scene_at(world) as scene:
+        alert = ThreatAlert(severity=Severity.HIGH, summary="quietly now")
+        hunter = scene.agent("hunter-01")
+        sent = await scene.agent("analyst-01").send(
+            THREAT_ALERT, alert, audience="agent.hunter-01", priority=Priority.HIGH, sealed=True
+        )
+        await eventually(lambda: [got for got, _ in hunter.alerts] == [alert])
+        assert b"quietly now" not in sent.data
+        assert hunter.alerts[0][1].content.sealed == 1
+        assert scene.agent("hunter-02").alerts == []
 
 
 async def test_nobody_puts_a_key_under_anothers_name(world: World) -> None:

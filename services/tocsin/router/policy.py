@@ -14,13 +14,10 @@ Rules that are not in the table, each with its reason code:
 * ``content_not_allowed``: what is coordinated is what the sender's role produces (:data:`PRODUCERS`), so a
   captured canary cannot hand an admin an assessment.
 * ``no_need_to_know``, ``no_such_recipient``: intelligence goes to authorised roles, and to agents of them.
-* ``recipient_not_cleared``: it is sealed, and to the keys of authorised agents alone. What it says is not for the
-  router; that it is sealed at all, the bus has checked.
-* ``sealed_not_allowed``: any other type is judged by its body, so it is routed open.
 
 Example::
 
-    route("threat_alert", sender, "all", Priority.CRITICAL, body, role_of, roles_of).subject == DELIVER_ALL.at()
+    route("threat_alert", sender, "all", Priority.CRITICAL, body, role_of).subject == DELIVER_ALL.at()
 """
 
 from __future__ import annotations
@@ -50,13 +47,11 @@ from tocsin.contracts.catalogue import (
 from tocsin.contracts.errors import DeniedError, InvalidInputError
 from tocsin.contracts.identifiers import NAME_PATTERN, Priority, Role, Severity, SpiffeId
 from tocsin.contracts.observations import Incident, Observations
-from tocsin.contracts.routing import Coordination, Discovery, SealedBody, ThreatAlert
+from tocsin.contracts.routing import Coordination, Discovery, ThreatAlert
 from tocsin.contracts.subjects import Senders, Subject
 
 RoleOf: TypeAlias = Callable[[str], Role | None]
 """The role of an enrolled agent by its name; None for a name that nobody has."""
-RolesOf: TypeAlias = Callable[[bytes], frozenset[Role]]
-"""The roles of the agents that hold a sealing key, by its id; empty for one that nobody has."""
 
 
 class Reach(StrEnum):
@@ -157,21 +152,14 @@ _NAME = re.compile(NAME_PATTERN)
 
 
 def route(
-    type_name: str,
-    sender: SpiffeId,
-    audience: str,
-    priority: Priority,
-    body: Message,
-    role_of: RoleOf,
-    roles_of: RolesOf,
+    type_name: str, sender: SpiffeId, audience: str, priority: Priority, body: Message, role_of: RoleOf
 ) -> Route:
     """Return where the message goes.
 
     Raises:
         InvalidInputError: ``unknown_type``, ``bad_audience``, ``severity_mismatch``, ``no_such_recipient``.
         DeniedError: ``sender_not_allowed``, ``audience_not_allowed``, ``priority_not_allowed``,
-            ``order_not_allowed``, ``not_itself``, ``content_not_allowed``, ``no_need_to_know``,
-            ``recipient_not_cleared``, ``sealed_not_allowed``.
+            ``order_not_allowed``, ``not_itself``, ``content_not_allowed``, ``no_need_to_know``.
     """
     rule = POLICY.get(type_name)
     if rule is None:
@@ -183,10 +171,9 @@ def route(
         raise DeniedError(f"{type_name} may not go to {audience!r}", reason="audience_not_allowed")
     if priority > rule.top:
         raise DeniedError(f"{type_name} may not be {priority.token}", reason="priority_not_allowed")
-    if isinstance(body, SealedBody):
-        _check_sealed(type_name, to, body, role_of, roles_of)
-    else:
-        _check_body(sender, priority, body)
+    _check_body(sender, priority, body)
+    if type_name == INTELLIGENCE.name:
+        _check_need_to_know(to, role_of)
     return Route(
         subject=_SUBJECTS[to.reach].at(**({to.reach.value: to.name} if to.name else {})),
         backup=ALERT_BACKUP.at(severity=priority.token) if priority is Priority.CRITICAL else None,
@@ -233,15 +220,6 @@ def _check_alert(sender: SpiffeId, priority: Priority, alert: ThreatAlert) -> No
         )
     if alert.order is not None and (sender.role is not Role.ADMIN or priority is not Priority.CRITICAL):
         raise DeniedError("only an admin's critical alert carries an order", reason="order_not_allowed")
-
-
-def _check_sealed(type_name: str, to: Audience, body: SealedBody, role_of: RoleOf, roles_of: RolesOf) -> None:
-    """Apply the rules about what only its recipients can read."""
-    if type_name != INTELLIGENCE.name:
-        raise DeniedError(f"a {type_name} is judged by its body", reason="sealed_not_allowed")
-    _check_need_to_know(to, role_of)
-    if any(roles_of(key).isdisjoint(INTELLIGENCE.cleared) for key in body.recipients):
-        raise DeniedError("sealed to a key of nobody who has a need to know", reason="recipient_not_cleared")
 
 
 def _check_need_to_know(to: Audience, role_of: RoleOf) -> None:

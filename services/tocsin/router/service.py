@@ -24,6 +24,7 @@ from tocsin.contracts.identifiers import ServiceName
 from tocsin.contracts.routing import Receipts
 from tocsin.router.announcer import Announcer
 from tocsin.router.policy import Route, route
+from tocsin.router.recipients import check_recipients
 from tocsin.router.roster import Roster
 from tocsin.router.settings import RouterSettings
 from tocsin.router.tracker import Confirmation, Emergency, Schedule, Tracker, who_is_due
@@ -79,14 +80,9 @@ class RouterService(Service[RouterSettings]):
         content = context.content
         try:
             way = route(
-                content.type,
-                context.sender,
-                content.audience,
-                context.priority,
-                body,
-                self.roster.role_of,
-                self.sealing_keys.roles_of,
+                content.type, context.sender, content.audience, context.priority, body, self.roster.role_of
             )
+            check_recipients(context.kind, body, self.sealing_keys.roles_of)
         except (DeniedError, InvalidInputError) as error:
             self.bus.reject(error, context.subject, context.data)
             self.metrics.count(f"refused.{error.reason}")

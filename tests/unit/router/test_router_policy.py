@@ -15,7 +15,7 @@ from tocsin.contracts.errors import DeniedError, InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import Priority, Role, ServiceName, Severity, SpiffeId
 from tocsin.contracts.observations import Finding, FindingKind, Incident, Observations, Technique
 from tocsin.contracts.response import Action, Command, ResponseOrder
-from tocsin.contracts.routing import Coordination, Discovery, SealedBody, ThreatAlert
+from tocsin.contracts.routing import Coordination, Discovery, Intelligence, ThreatAlert
 from tocsin.router.policy import POLICY, Reach, Route, parse_audience, route
 
 DOMAIN = "test.tocsin"
@@ -71,14 +71,6 @@ def role_of(name: str) -> Role | None:
     return Role(role) if number.isdigit() and role in set(Role) else None
 
 
-SEALED = SealedBody(recipients=(b"hunter".ljust(32), b"guardian+analyst".ljust(32)))
-
-
-def roles_of(key: bytes) -> frozenset[Role]:
-    """A key's id says here whose it is; a host may carry agents of several roles."""
-    return frozenset(map(Role, key.decode().strip().split("+"))) if set(key) != {0} else frozenset()
-
-
 def agent(role: Role) -> SpiffeId:
     return SpiffeId.agent(DOMAIN, role, f"{role.value}-1")
 
@@ -98,7 +90,7 @@ def body_for(type_name: str, sender: SpiffeId, priority: Priority) -> Message:
             severity=Severity.CRITICAL if priority is Priority.CRITICAL else Severity.HIGH, summary="x"
         ),
         "coordination": Coordination(content=produced.get(role, observations)),
-        "intelligence": SEALED,
+        "intelligence": Intelligence(summary="x"),
         "consensus_proposal": Proposal(
             epoch=bytes(32),
             workflow=bytes(16),
@@ -137,7 +129,7 @@ def expected_reason(type_name: str, role: Role, audience: str, priority: Priorit
 
 def refusal(type_name: str, sender: SpiffeId, audience: str, priority: Priority, body: Message) -> str | None:
     try:
-        route(type_name, sender, audience, priority, body, role_of, roles_of)
+        route(type_name, sender, audience, priority, body, role_of)
     except TocsinError as error:
         return error.reason
     return None
@@ -173,7 +165,7 @@ def test_an_alert_has_one_core_subject_and_a_backup_only_if_critical(
     sender = agent(Role.SENTINEL)
     body = body_for("threat_alert", sender, priority)
     backup = "tocsin.v1.alert.backup.critical" if priority is Priority.CRITICAL else None
-    assert route("threat_alert", sender, audience, priority, body, role_of, roles_of) == Route(
+    assert route("threat_alert", sender, audience, priority, body, role_of) == Route(
         subject, backup, parse_audience(audience)
     )
 
@@ -281,26 +273,6 @@ CASES = [
         Coordination(content=INCIDENT),
         None,
     ),
-    Case(
-        "also for a guardian",
-        "intelligence",
-        Role.ANALYST,
-        "role.hunter",
-        HIGH,
-        SealedBody(recipients=(b"hunter".ljust(32), b"guardian".ljust(32))),
-        "recipient_not_cleared",
-    ),
-    Case(
-        "for a key of nobody",
-        "intelligence",
-        Role.ANALYST,
-        "role.hunter",
-        HIGH,
-        SealedBody(recipients=(bytes(32),)),
-        "recipient_not_cleared",
-    ),
-    Case("a sealed alert", "threat_alert", Role.ANALYST, "all", HIGH, SEALED, "sealed_not_allowed"),
-    Case("a sealed task", "coordination", Role.CANARY, "role.admin", HIGH, SEALED, "sealed_not_allowed"),
 ]
 
 
@@ -335,5 +307,5 @@ def test_an_audience_that_names_no_agents_is_refused(text: str) -> None:
 
 def test_refusals_are_of_the_right_family() -> None:
     with pytest.raises(DeniedError):
-        route("threat_alert", agent(Role.ADMIN), "mission.m", HIGH, CASES[0].body, role_of, roles_of)
+        route("threat_alert", agent(Role.ADMIN), "mission.m", HIGH, CASES[0].body, role_of)
     assert parse_audience("mission.m1").reach is Reach.MISSION
