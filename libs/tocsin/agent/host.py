@@ -40,6 +40,7 @@ from tocsin.bus.consumer import Consumer
 from tocsin.bus.credentials import read
 from tocsin.bus.enrolment import HeldToken, check_root, read_tokens
 from tocsin.bus.folder import claim_folder
+from tocsin.bus.sealing import SealingKeys
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
     ALERT_BACKUP,
@@ -95,6 +96,7 @@ class AgentHost:
         self._bus: Bus
         self._membership: Membership
         self._epochs: EpochKeeper
+        self._sealing_keys: SealingKeys
         self._receipts: ReceiptSender
         self._delivery: Delivery
         self._residents: dict[str, Resident] = {}
@@ -136,12 +138,16 @@ class AgentHost:
         await self._open.enter_async_context(self._bus)
         await self._membership.join(self._bus, timeout_s=self.settings.enrol_timeout_s)
         self._epochs = EpochKeeper(self._bus)
+        self._sealing_keys = SealingKeys(self._bus)
         self._receipts = ReceiptSender(self._bus, self.settings.host_name)
         self._residents = {name: self._settle(agent) for name, agent in self.agents.items()}
         balloting = Balloting(self._bus, ballots, self._epochs)
         self._delivery = Delivery(self._residents.values(), self._receipts, balloting.ballot, self._bus.reject)
-        await asyncio.gather(self._epochs.start(), self.peers_known.follow(self._bus))
+        await asyncio.gather(
+            self._epochs.start(), self.peers_known.follow(self._bus), self._sealing_keys.follow()
+        )
         await self._subscribe()
+        await self._membership.publish_sealing_keys(self._bus)
         for resident in self._residents.values():
             self._working.add(self._bus.spawn(resident.inbox.run(), f"agent {resident.agent.name}"))
         self._bus.spawn(self._receipts.run(), "receipts")
@@ -310,11 +316,13 @@ class AgentHost:
         *,
         audience: str,
         priority: Priority = Priority.NORMAL,
+        sealed: bool = False,
     ) -> Sent:
-        """Send through the router as ``agent``."""
+        """Send through the router as ``agent``; sealed to the audience if asked, or if the type must be."""
         at = {"type": kind.name, "priority": priority.token, "agent": agent.name}
+        seal_to = self._sealing_keys.of(audience, cleared=kind.cleared) if sealed or kind.cleared else None
         return await self._bus.publish(
-            ROUTE, kind, body, audience=audience, priority=priority, sender=agent.id, at=at
+            ROUTE, kind, body, audience=audience, priority=priority, sender=agent.id, seal_to=seal_to, at=at
         )
 
     async def request(self, agent: Agent, request: Request[Q, R], body: Q, *, timeout_s: float) -> R:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,7 @@ from tocsin.bus.priorities import URGENT, Admit, PriorityLines
 from tocsin.bus.proving import Prover
 from tocsin.bus.records import Records
 from tocsin.bus.requests import Replies, error_reply
+from tocsin.bus.sealing import check_sealing, seal_content
 from tocsin.bus.settings import BusSettings
 from tocsin.bus.signing import BatchSigner
 from tocsin.contracts.base import Message
@@ -57,6 +58,7 @@ from tocsin.contracts.identifiers import Priority, SpiffeId
 from tocsin.contracts.operations import MetricsSnapshot
 from tocsin.contracts.subjects import Bucket, MessageType, Request, Subject
 from tocsin.crypto import LocalKey, TrustStore, leaf_hash, select_backend
+from tocsin.crypto.sealing import SealingPublicKey
 from tocsin.telemetry import Metrics, get_logger
 
 M = TypeVar("M", bound=Message)
@@ -232,6 +234,7 @@ class Bus:
         trace: str | None = None,
         sender: SpiffeId | None = None,
         now_ns: int | None = None,
+        seal_to: Sequence[SealingPublicKey] | None = None,
     ) -> Sent:
         """Make an envelope: the only function that does. It is signed, not sent.
 
@@ -247,7 +250,10 @@ class Bus:
             trace=trace,
             sender=sender,
             now_ns=now_ns,
+            sealed=seal_to is not None,
         )
+        if seal_to is not None:
+            content = await asyncio.to_thread(seal_content, content, seal_to)
         content_bytes = encode_content(content)
         signer = self._signers.get(content.sender, self._main_signer)
         data = await signer.envelope(content_bytes, urgent=priority is Priority.CRITICAL)
@@ -266,12 +272,14 @@ class Bus:
         trace: str | None = None,
         sender: SpiffeId | None = None,
         now_ns: int | None = None,
+        sealed: bool = False,
     ) -> Content:
         sender = sender or self.id
         if not kind.senders.admit(sender):
             raise DeniedError(f"{sender} may not send {kind.name}", reason="sender_not_allowed")
         if not isinstance(body, kind.model):
             raise InvalidInputError(f"{kind.name} carries {kind.model.__name__}", reason="bad_body")
+        check_sealing(kind, sealed=sealed)
         return make_content(
             type_name=kind.name,
             sender=str(sender),
@@ -327,6 +335,7 @@ class Bus:
         correlation: bytes | None = None,
         trace: str | None = None,
         sender: SpiffeId | None = None,
+        seal_to: Sequence[SealingPublicKey] | None = None,
         at: Tokens = NO_TOKENS,
     ) -> Sent:
         """Make an envelope and publish it.
@@ -342,6 +351,7 @@ class Bus:
             correlation: id of the message that this one answers.
             trace: W3C traceparent.
             sender: one of this process's agents, instead of the process itself.
+            seal_to: the keys of those who alone shall read the body, at most 64; None leaves it open.
             at: the subject's tokens.
         """
         where = subject.at(**at)
@@ -357,6 +367,7 @@ class Bus:
             correlation=correlation,
             trace=trace,
             sender=sender,
+            seal_to=seal_to,
         )
         await self.send(where, sent, stream=subject.stream if durable else None)
         return sent
@@ -619,6 +630,7 @@ class Bus:
     def _history(self) -> History:
         # An opener of its own: what is looked at there was, or will be, taken as a message elsewhere.
         opener = Opener(self.trust, self.backend, started_ns=self.opener.started_ns)
+        opener.bodies = self.opener.bodies
         return History(self.connection.js, opener, self.audiences, reject=self.reject)
 
     def _intake(
@@ -644,9 +656,9 @@ class Bus:
 
     # --- State --------------------------------------------------------------------------------
 
-    def records(self, bucket: Bucket[M]) -> Records[M]:
-        """Return the signed records of a bucket."""
-        return Records(self, bucket)
+    def records(self, bucket: Bucket[M], *, sender: SpiffeId | None = None) -> Records[M]:
+        """Return the signed records of a bucket, written by the process or by one of its agents."""
+        return Records(self, bucket, sender=sender)
 
     def on_identities(self, again: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Call ``again`` whenever a certificate has become known: for whoever keeps what waits for one."""

@@ -129,6 +129,16 @@ def encode_content(content: Content) -> bytes:
     return _pack(tuple(content))
 
 
+def content_head(content_bytes: bytes, body: bytes) -> bytes:
+    """Return the content's bytes before its body, which a sealed body is bound to. The body comes last.
+
+    A body's header is the shortest of msgpack's; were it a longer one, the head would not be the one that the
+    sender sealed under, and the body would not open.
+    """
+    header = 2 if len(body) < 1 << 8 else 3 if len(body) < 1 << 16 else 5
+    return content_bytes[: len(content_bytes) - len(body) - header]
+
+
 def decode_content(data: bytes) -> Content:
     """Decode the content and check every field's type and bounds."""
     fields: Any = unpack(data, max_array=MAX_ARRAY)

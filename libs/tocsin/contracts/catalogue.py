@@ -70,12 +70,17 @@ COORDINATION = MessageType(
     30_000,
     doc="Work handed from agent to agent.",
 )
+CLEARED = frozenset({Role.SENTINEL, Role.HUNTER, Role.ANALYST, Role.SPECIALIST, Role.ADMIN})
+"""Roles that may read intelligence, and write it."""
 INTELLIGENCE = MessageType(
     "intelligence",
     routing.Intelligence,
     MessageClass.LIVE,
-    senders(Role.SENTINEL, Role.HUNTER, Role.ANALYST, Role.SPECIALIST, Role.ADMIN),
-    doc="Need-to-know information for some roles.",
+    senders(*CLEARED),
+    # Of these 75 KiB for the wraps of 64 recipients.
+    144 * KIB,
+    doc="Need-to-know information for some roles; always sealed.",
+    cleared=CLEARED,
 )
 CONSENSUS_PROPOSAL = MessageType(
     "consensus_proposal",
@@ -497,6 +502,14 @@ ENROLMENTS = Bucket(
     senders(_S.FLEET),
     "Which key speaks for an id, by the id's token, and the one-time tokens that were used for it.",
 )
+SEALING_KEYS = Bucket(
+    "sealing_keys",
+    fleet.SealingKeyRecord,
+    senders(Kind.HOST, *Role),
+    "The keys that bodies are sealed to, by token: each signed by the key whose certificate names who it is for.",
+    max_bytes=16 * KIB,
+    own=True,
+)
 RESERVATIONS = Bucket(
     "reservations", quantum.QpuReservations, senders(_S.QPU_MANAGER), "Who was promised which QPU, by QPU."
 )
@@ -509,7 +522,13 @@ WORKFLOWS = Bucket(
     max_bytes=512 * KIB,
     max_age_s=3_600,
 )
-BUCKETS: tuple[Bucket[Message], ...] = (AGENTS, ENROLMENTS, RESERVATIONS, WORKFLOWS)
+BUCKETS: tuple[Bucket[Message], ...] = (
+    AGENTS,
+    ENROLMENTS,
+    SEALING_KEYS,
+    RESERVATIONS,
+    WORKFLOWS,
+)
 """All buckets of signed records."""
 IDENTITIES = "identities"
 """Bucket of certificate chains by token: checked against the root, so not signed again."""

@@ -123,7 +123,7 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
     }
 )
 
-CLEARED = INTELLIGENCE.senders.roles
+CLEARED = INTELLIGENCE.cleared
 """Roles that may read intelligence: those that may write it."""
 
 PRODUCERS: Mapping[type[Message], frozenset[Role]] = MappingProxyType(

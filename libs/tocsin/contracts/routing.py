@@ -44,6 +44,13 @@ class Intelligence(Message):
     finding: Finding | None = None
 
 
+class SealedBody(Message):
+    """What a process that forwards has in place of a body that is sealed to others."""
+
+    recipients: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=64)]
+    """Ids of the keys that it is sealed to."""
+
+
 class Receipt(Message):
     """One message that a host has taken for some of its agents."""
 

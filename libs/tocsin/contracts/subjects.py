@@ -98,6 +98,8 @@ class MessageType(Generic[M_co]):
     ttl_ms: int = 5_000
     """Default time to live; 0 where the class has no clock."""
     doc: str = ""
+    cleared: frozenset[Role] = frozenset()
+    """The roles that have a need to know, and to whose keys alone its body is sealed; empty where it may be open."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +237,8 @@ class Bucket(Generic[M_co]):
     """Largest record."""
     max_age_s: int = 0
     """A record that nobody wrote for so long is forgotten; 0 for never."""
+    own: bool = False
+    """Whether everyone writes a record of their own, under their own token, and none under another's."""
 
     @cached_property
     def message_type(self) -> MessageType[Message]:

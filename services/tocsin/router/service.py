@@ -10,6 +10,7 @@ import contextlib
 import time
 
 from tocsin.bus import Arrival, Bus, Context, Sent, Service, subscribes
+from tocsin.bus.sealing import SealingKeys
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import ALERT_BACKUP, RECEIPT, ROUTE
 from tocsin.contracts.errors import (
@@ -25,6 +26,7 @@ from tocsin.router.announcer import Announcer
 from tocsin.router.copies import Copies
 from tocsin.router.limits import RateLimits
 from tocsin.router.policy import Route, route
+from tocsin.router.recipients import check_recipients
 from tocsin.router.roster import Roster
 from tocsin.router.settings import RouterSettings
 from tocsin.router.tracker import Confirmation, Emergency, Schedule, Tracker, who_is_due
@@ -46,6 +48,8 @@ class RouterService(Service[RouterSettings]):
         schedule = Schedule(settings.retry_first_s, settings.retry_max_s, settings.delivery_deadline_s)
         self.tracker = Tracker(schedule, max_tracked=settings.max_emergencies)
         self.roster = Roster(bus)
+        self.sealing_keys = SealingKeys(bus)
+        bus.opener.bodies.forwards = True
         self.announcer = Announcer(bus, settings)
         self.copies = Copies(bus)
         self.limits = RateLimits(
@@ -56,8 +60,8 @@ class RouterService(Service[RouterSettings]):
         self._wake = asyncio.Event()
 
     async def prepare(self) -> None:
-        """Know who is enrolled before the first message."""
-        await self.roster.follow()
+        """Know who is enrolled, and whose the keys are that bodies are sealed to, before the first message."""
+        await asyncio.gather(self.roster.follow(), self.sealing_keys.follow())
 
     async def started(self) -> None:
         """Keep the roster, pursue emergencies, announce; then hear what agents say."""
@@ -86,6 +90,7 @@ class RouterService(Service[RouterSettings]):
             way = route(
                 content.type, context.sender, content.audience, context.priority, body, self.roster.role_of
             )
+            check_recipients(context.kind, body, self.sealing_keys.roles_of)
         except (DeniedError, InvalidInputError) as error:
             self.bus.reject(error, context.subject, context.data)
             self.metrics.count(f"refused.{error.reason}")

@@ -249,7 +249,7 @@ AFTER_SIGNATURE = [
         family=DeniedError,
     ),
     # 12 body
-    Case("sealed", lambda: by_host(sealed=1), family=InvalidInputError),
+    Case("bad_seal", lambda: by_host(sealed=1), family=InvalidInputError),
     Case("bad_body", lambda: by_host(body=b"\x80"), family=InvalidInputError, name="fields missing"),
     Case("bad_body", lambda: by_host(body=b"\xc0"), family=InvalidInputError, name="no map"),
     Case("malformed", lambda: by_host(body=b""), family=InvalidInputError, name="empty body"),
