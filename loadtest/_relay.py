@@ -10,6 +10,8 @@ from _plain import INTO, OUT, PENDING_BYTES, PENDING_MESSAGES, connect
 from nats.aio.msg import Msg
 from pydantic import BaseModel
 
+from tocsin.telemetry import set_aside
+
 
 class RelayPlan(BaseModel):
     """Where the broker is."""
@@ -39,4 +41,5 @@ async def relay(plan: RelayPlan) -> None:
 
 
 if __name__ == "__main__":
+    set_aside()
     uvloop.run(relay(RelayPlan.model_validate_json(sys.stdin.readline())))

@@ -20,6 +20,8 @@ from _alerts import Heard
 from _traffic import Arrivals, Outcome, Schedule, Sending, outcome_of, send_on_time
 from pydantic import BaseModel, ConfigDict
 
+from tocsin.telemetry import set_aside
+
 PROGRESS_S = 0.25
 
 
@@ -97,6 +99,7 @@ class SignsAhead(Protocol):
 def work(plan_model: type[P_co], plane_of: Callable[[P_co], Plane]) -> None:
     """Run a worker to its end."""
     plan = plan_model.model_validate_json(sys.stdin.readline())
+    set_aside()
     uvloop.run(_work(plan, plane_of(plan)))
 
 

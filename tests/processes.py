@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from tocsin.bus import BusSettings
 
 
 @asynccontextmanager
 async def process(
-    *arguments: str, log: Path | None = None, **settings: object
+    *arguments: str, log: Path | None = None, **settings: Any
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run Python with settings in its environment; killed at the end if it still runs.
 
@@ -55,6 +56,6 @@ async def logged(child: asyncio.subprocess.Process, log: Path, word: str, *, tim
             await asyncio.sleep(0.02)
 
 
-def environment_of(settings: BusSettings) -> Mapping[str, object]:
+def environment_of(settings: BusSettings) -> dict[str, Any]:
     """Return settings as a process is told them."""
     return {name: value for name, value in settings.model_dump().items() if value is not None}

@@ -89,11 +89,13 @@ async def test_two_hosts_enrol_and_exchange_a_routed_message(world: World) -> No
         await eventually(lambda: h1.peers(Role.HUNTER) == ("hunter-01", "hunter-02"))
         await eventually(lambda: agent(h1, "sentinel-01").life == ["started"])
         batch = Observations(source="s", sequence=1)
-        await agent(h2, "admin-01").send(COORDINATION, Coordination(content=batch), audience="agent.hunter-01")
+        await agent(h1, "sentinel-01").send(
+            COORDINATION, Coordination(content=batch), audience="agent.hunter-02"
+        )
         await agent(h1, "hunter-01").send(
             THREAT_ALERT, ThreatAlert(severity=Severity.HIGH, summary="look"), audience="all"
         )
-        await eventually(lambda: agent(h1, "hunter-01").tasks == [batch])
+        await eventually(lambda: agent(h2, "hunter-02").tasks == [batch])
         everyone = [*h1.agents.values(), *h2.agents.values()]
         await eventually(lambda: all(isinstance(a, Recorder) and len(a.alerts) == 1 for a in everyone))
         alert, context = agent(h2, "admin-01").alerts[0]

@@ -41,6 +41,7 @@ from tocsin.contracts.routing import (
     ThreatAlert,
 )
 from tocsin.contracts.subjects import MessageType
+from tocsin.crypto.sealing import SealingKey
 from tocsin.router.service import RouterService
 from tocsin.router.settings import RouterSettings
 
@@ -50,6 +51,8 @@ ROSTER = {
     "analyst-01": (Role.ANALYST, "h2"),
     "guardian-02": (Role.GUARDIAN, "h2"),
 }
+SOMEBODY = SealingKey.generate()
+"""To whom what must be sealed is sealed here: a key that nobody has published."""
 CRITICAL = ThreatAlert(severity=Severity.CRITICAL, summary="burn")
 HIGH = ThreatAlert(severity=Severity.HIGH, summary="smoke")
 
@@ -139,7 +142,8 @@ async def send(
     at: dict[str, str] | None = None,
 ) -> Sent:
     where = {"type": kind.name, "priority": priority.token, "agent": bus.id.name, **(at or {})}
-    return await bus.publish(ROUTE, kind, body, audience=audience, priority=priority, at=where)
+    seal_to = [SOMEBODY.public] if kind.cleared else None
+    return await bus.publish(ROUTE, kind, body, audience=audience, priority=priority, seal_to=seal_to, at=where)
 
 
 def collect(into: list[bytes]) -> Callable[[Message, Context], Any]:
@@ -151,6 +155,7 @@ def collect(into: list[bytes]) -> Callable[[Message, Context], Any]:
 
 async def test_the_senders_own_bytes_arrive_in_order(world: World) -> None:
     sentinel = await world.agent(Role.SENTINEL, "sentinel-01")
+    await enrol(world)
     analyst = await world.agent(Role.ANALYST, "analyst-01")
     to_all: list[bytes] = []
     to_me: list[bytes] = []
@@ -204,7 +209,11 @@ WRONG = [
     Wrong("severity_mismatch", priority=Priority.CRITICAL),
     Wrong("severity_mismatch", body=CRITICAL),
     Wrong("no_need_to_know", kind=INTELLIGENCE, body=Intelligence(summary="s"), audience="agent.guardian-01"),
+    Wrong("no_such_recipient", audience="agent.nobody"),
     Wrong("no_such_recipient", kind=INTELLIGENCE, body=Intelligence(summary="s"), audience="agent.nobody"),
+    Wrong(
+        "recipient_not_cleared", kind=INTELLIGENCE, body=Intelligence(summary="s"), audience="agent.analyst-01"
+    ),
     Wrong(
         "content_not_allowed",
         role=Role.GUARDIAN,

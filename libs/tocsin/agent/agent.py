@@ -76,8 +76,9 @@ class HostView(Protocol):
         *,
         audience: str,
         priority: Priority = Priority.NORMAL,
+        sealed: bool = False,
     ) -> Sent:
-        """Send through the router as ``agent``."""
+        """Send through the router as ``agent``; sealed to the audience if asked, or if the type must be."""
 
     async def request(self, agent: Agent, request: Request[Q, R], body: Q, *, timeout_s: float) -> R:
         """Ask a service as ``agent``."""
@@ -162,9 +163,17 @@ class Agent:
         *,
         audience: str,
         priority: Priority = Priority.NORMAL,
+        sealed: bool = False,
     ) -> Sent:
-        """Send to ``agent.<name>``, ``role.<role>`` or ``all``, through the router."""
-        return await self.host.route(self, kind, body, audience=audience, priority=priority)
+        """Send to ``agent.<name>``, ``role.<role>`` or ``all``, through the router.
+
+        Intelligence is always sealed: nobody but its audience can read it, the router included.
+
+        Raises:
+            UnavailableError: ``no_sealing_key``: nobody of the audience can be sealed to.
+            InvalidInputError: ``too_many_recipients``: the audience has more than 64 keys.
+        """
+        return await self.host.route(self, kind, body, audience=audience, priority=priority, sealed=sealed)
 
 
 def rendezvous(key: bytes | str, names: Sequence[str]) -> str:

@@ -3,12 +3,14 @@
 The bus has verified each message once for the whole process; here it is handed to the agents that its
 audience names, in the order of arrival. An agent gets what it has itself sent to ``all`` or to its role,
 too. The two channels of an emergency carry the same bytes: see :mod:`tocsin.agent.emergencies`.
+
+The policy is applied here once more: who can publish on ``deliver`` subjects bypasses the routers.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -21,9 +23,17 @@ from tocsin.contracts.analysis import AssessmentMade
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import ALERT_BACKUP
 from tocsin.contracts.decisions import DecisionAnnounced, Proposal
-from tocsin.contracts.errors import ExhaustedError, InvariantBrokenError, TocsinError, UnavailableError
-from tocsin.contracts.identifiers import Priority
+from tocsin.contracts.errors import (
+    DeniedError,
+    ExhaustedError,
+    InvalidInputError,
+    InvariantBrokenError,
+    TocsinError,
+    UnavailableError,
+)
+from tocsin.contracts.identifiers import Priority, Role
 from tocsin.contracts.observations import Observations, ObservationsTaken
+from tocsin.contracts.policy import check
 from tocsin.contracts.routing import Coordination, Discovery, Intelligence, ThreatAlert
 from tocsin.telemetry import Metrics, get_logger
 
@@ -50,6 +60,7 @@ class Delivery:
         emergencies: takes those.
         metrics: the process's figures.
         ballot: lets one resident ballot on a proposal.
+        reject: counts and audits a message that the policy forbids.
     """
 
     def __init__(
@@ -58,8 +69,13 @@ class Delivery:
         emergencies: Emergencies,
         metrics: Metrics,
         ballot: Callable[[Resident, Proposal, Context], Awaitable[None]],
+        reject: Callable[[TocsinError, str, bytes], None],
     ) -> None:
         self._residents = tuple(residents)
+        self._roles: dict[str, Role] = {
+            resident.agent.name: resident.agent.role for resident in self._residents
+        }
+        self._reject = reject
         self._emergencies = emergencies
         self._metrics = metrics
         self._ballot = ballot
@@ -71,27 +87,27 @@ class Delivery:
 
     def from_core(self, body: Message, context: Context) -> None:
         """Take a message of a ``deliver`` subject."""
-        self._refuse_if_closed()
-        to = self._residents_of(context.content.audience)
-        if not is_emergency(body, context):
-            for resident in to:
-                self._put(resident, body, context)
-        elif to and not self._take(body, context, to, CORE):
-            self._metrics.count(f"duplicates.{context.kind.name}")
+        if is_emergency(body, context):
+            if not self._take(body, context, CORE):
+                self._metrics.count(f"duplicates.{context.kind.name}")
+        else:
+            self._deliver(body, context)
 
     async def from_stream(self, body: Message, context: Context) -> None:
-        """Take an emergency of the stream ALERTS; it is acknowledged when the disk has it, whichever copy was first.
+        """Take an emergency of the stream ALERTS, or a discovery of DISCOVERIES.
+
+        An emergency is acknowledged when the disk has it, whichever copy was first.
 
         Raises:
             UnavailableError: ``journal_failed``, or the host is leaving.
             ExhaustedError: ``inbox_full``, ``journal_full``.
         """
-        self._refuse_if_closed()
-        to = self._residents_of(context.content.audience)
-        if to and is_emergency(body, context):
-            if not self._take(body, context, to, STREAM):
+        if is_emergency(body, context):
+            if not self._take(body, context, STREAM):
                 self._metrics.count(f"duplicates.{ALERT_BACKUP.name}")
             await self._emergencies.durable(context.leaf)
+        else:
+            self._deliver(body, context)
 
     async def fact(self, body: Message, context: Context) -> None:
         """Take a fact that is for every agent: a decision's end, a workflow's end."""
@@ -117,12 +133,39 @@ class Delivery:
             raise full
         return await answer
 
-    def _take(self, alert: Message, context: Context, to: Sequence[Resident], channel: str) -> bool:
-        names = [resident.agent.name for resident in to]
-        return self._emergencies.take(cast("ThreatAlert", alert), context, names, channel)
+    def _deliver(self, body: Message, context: Context) -> None:
+        for resident in self._recipients(body, context):
+            self._put(resident, body, context)
 
-    def _residents_of(self, audience: str) -> list[Resident]:
-        return [resident for resident in self._residents if _is_for(resident.agent, audience)]
+    def _take(self, alert: Message, context: Context, channel: str) -> bool:
+        """Take an emergency; False if all had it before."""
+        to = [resident.agent.name for resident in self._recipients(alert, context)]
+        return not to or self._emergencies.take(cast("ThreatAlert", alert), context, to, channel)
+
+    def _recipients(self, body: Message, context: Context) -> list[Resident]:
+        """Return for whom a message is; nobody, where the policy forbids it, on whichever channel it came.
+
+        Raises:
+            UnavailableError: ``closing``.
+        """
+        self._refuse_if_closed()
+        if not self._allowed(body, context):
+            return []
+        return [r for r in self._residents if _is_for(r.agent, context.content.audience)]
+
+    def _allowed(self, body: Message, context: Context) -> bool:
+        """Apply the policy; what it forbids is settled by that, on whichever channel it came first."""
+        content = context.content
+        try:
+            # The audience includes a resident, or the bus had refused it: so the residents' roles are enough.
+            check(content.type, context.sender, content.audience, context.priority, body, self._role_of)
+        except (DeniedError, InvalidInputError) as error:
+            self._reject(error, context.subject, context.data)
+            return False
+        return True
+
+    def _role_of(self, name: str) -> Role | None:
+        return self._roles.get(name)
 
     def _put(self, resident: Resident, body: Message, context: Context) -> bool:
         resident.agent.support.note(body, sender=context.sender.name)

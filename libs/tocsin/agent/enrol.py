@@ -29,6 +29,8 @@ from tocsin.contracts.errors import (
 from tocsin.contracts.fleet import AgentSpec, EnrolRequest
 from tocsin.contracts.identifiers import Role, SpiffeId
 from tocsin.crypto import Identity, LocalKey, SignatureBackend, TrustStore
+from tocsin.crypto.keys import load_sealing_key, save_sealing_key
+from tocsin.crypto.sealing import SealingKey
 from tocsin.telemetry import get_logger
 
 ATTEMPT_S = 5.0
@@ -122,6 +124,18 @@ class Wallet:
             log.info("enrolment_needed", key=group.file_name, reason="certificate_expired")
             return self._bare(group, key)
         return held
+
+    def sealing_keys(self, group: KeyGroup) -> tuple[SealingKey, ...]:
+        """Return a group's sealing key, made once, and the one before it, if that was kept.
+
+        To replace a key, name its file ``<group>.previous.sealing``: the next start makes a new one, and what was
+        sealed to the previous one can still be read.
+        """
+        path = self._folder / f"{group.file_name}.sealing"
+        if not path.exists():
+            save_sealing_key(path, SealingKey.generate())
+        previous = self._folder / f"{group.file_name}.previous.sealing"
+        return tuple(load_sealing_key(one) for one in (path, previous) if one.exists())
 
     def check(self, group: KeyGroup, key: LocalKey, chain: tuple[bytes, ...]) -> Identity:
         """Return what a chain certifies, if it is this key for exactly these ids.

@@ -42,6 +42,7 @@ from tocsin.bus.consumer import Consumer
 from tocsin.bus.credentials import read
 from tocsin.bus.enrolment import HeldToken, check_root, read_tokens
 from tocsin.bus.folder import claim_folder
+from tocsin.bus.sealing import SealingKeys
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
     ALERT_BACKUP,
@@ -50,6 +51,7 @@ from tocsin.contracts.catalogue import (
     DELIVER_ALL,
     DELIVER_ROLE,
     DISCOVERY,
+    DISCOVERY_BACKUP,
     EVENT,
     HEARTBEAT,
     HEARTBEAT_TYPE,
@@ -104,6 +106,7 @@ class AgentHost:
         self._bus: Bus
         self._membership: Membership
         self._epochs: EpochKeeper
+        self._sealing_keys: SealingKeys
         self._receipts: ReceiptSender
         self._delivery: Delivery
         self._residents: dict[str, Resident] = {}
@@ -149,13 +152,19 @@ class AgentHost:
         await self._open.enter_async_context(self._bus)
         await self._membership.join(self._bus, timeout_s=self.settings.enrol_timeout_s)
         self._epochs = EpochKeeper(self._bus)
+        self._sealing_keys = SealingKeys(self._bus)
         self._receipts = ReceiptSender(self._bus, self.settings.host_name)
         self._residents = {name: self._settle(agent) for name, agent in self.agents.items()}
         balloting = Balloting(self._bus, ballots, self._epochs)
         carried = [(resident.agent, resident.inbox) for resident in self._residents.values()]
         emergencies = Emergencies(self._bus, journal, self._receipts, carried)
-        self._delivery = Delivery(self._residents.values(), emergencies, self.metrics, balloting.ballot)
-        await asyncio.gather(self._epochs.start(), self.peers_known.follow(self._bus))
+        self._delivery = Delivery(
+            self._residents.values(), emergencies, self.metrics, balloting.ballot, self._bus.reject
+        )
+        await asyncio.gather(
+            self._epochs.start(), self.peers_known.follow(self._bus), self._sealing_keys.follow()
+        )
+        await self._membership.publish_sealing_keys(self._bus)
         # Before anything new can come: what was accepted before keeps its place.
         await emergencies.restore()
         await self._subscribe()
@@ -227,6 +236,17 @@ class AgentHost:
         about = {"service": "workflow", "kind": "assessment"}
         made = await bus.consume(EVENT, to.fact, durable=f"{durable}-assessments", only_new=True, at=about)
         self._consumers = (alerts, decisions, made)
+        if Role.ADMIN.value in roles:
+            self._consumers += (
+                await bus.consume(
+                    DISCOVERY_BACKUP,
+                    to.from_stream,
+                    durable=f"{durable}-discoveries",
+                    only_new=True,
+                    second_connection=True,
+                    at={"reach": "role", "name": Role.ADMIN.value},
+                ),
+            )
 
     async def _serve_observe(self, resident: Resident) -> None:
         if resident.agent.role is Role.SENTINEL:
@@ -248,7 +268,7 @@ class AgentHost:
             host=self.settings.host_name,
             capabilities=agent.capabilities,
         )
-        await self.route(agent, DISCOVERY, known, audience="role.admin", priority=Priority.LOW)
+        await self.route(agent, DISCOVERY, known, audience="role.admin", priority=Priority.HIGH)
 
     async def _beat(self) -> None:
         while True:
@@ -322,20 +342,28 @@ class AgentHost:
         *,
         audience: str,
         priority: Priority = Priority.NORMAL,
+        sealed: bool = False,
     ) -> Sent:
-        """Send through the router as ``agent``; an emergency returns once stream ALERTS has it.
+        """Send through the router as ``agent``; sealed to the audience if asked, or if the type must be.
+
+        An emergency returns once stream ALERTS has it.
 
         Raises:
             UnavailableError: ``no_answer``: no router has said so; it may be delivered all the same.
             TocsinError: a router refuses the emergency.
         """
+        seal_to = self._sealing_keys.of(audience, cleared=kind.cleared) if sealed or kind.cleared else None
         if priority is Priority.CRITICAL and kind is THREAT_ALERT:
-            sent = await self._bus.make(kind, body, audience=audience, priority=priority, sender=agent.id)
+            sent = await self._bus.make(
+                kind, body, audience=audience, priority=priority, sender=agent.id, seal_to=seal_to
+            )
             await self._bus.emergency(sent, agent.id, timeout_s=EMERGENCY_S)
             return sent
         at = {"type": kind.name, "priority": priority.token, "agent": agent.name}
+        at = {"type": kind.name, "priority": priority.token, "agent": agent.name}
+        seal_to = self._sealing_keys.of(audience, cleared=kind.cleared) if sealed or kind.cleared else None
         return await self._bus.publish(
-            ROUTE, kind, body, audience=audience, priority=priority, sender=agent.id, at=at
+            ROUTE, kind, body, audience=audience, priority=priority, sender=agent.id, seal_to=seal_to, at=at
         )
 
     async def request(self, agent: Agent, request: Request[Q, R], body: Q, *, timeout_s: float) -> R:

@@ -11,7 +11,9 @@ from typing import Self
 from tocsin.agent.enrol import KeyGroup, Wallet, enrol
 from tocsin.agent.settings import HostSettings
 from tocsin.bus import Bus, Credentials
+from tocsin.contracts.catalogue import SEALING_KEYS
 from tocsin.contracts.errors import TocsinError, UnavailableError
+from tocsin.contracts.fleet import SealingKeyRecord
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.telemetry import Metrics, get_logger
 
@@ -66,6 +68,19 @@ class Membership:
         if not own.chain:
             # With a chain from an earlier run the bus has begun by itself.
             bus.start_reporting()
+
+    async def publish_sealing_keys(self, bus: Bus) -> None:
+        """Open what is sealed to each key group, and tell everyone by which key: signed by the group's own."""
+        await asyncio.gather(*(self._publish_sealing_key(bus, group) for group in self.held))
+
+    async def _publish_sealing_key(self, bus: Bus, group: KeyGroup) -> None:
+        keys = await asyncio.to_thread(self.wallet.sealing_keys, group)
+        for key in keys:
+            bus.opener.bodies.hold(key)
+        owner = group.ids(self.wallet.domain)[0]
+        mine = SealingKeyRecord(public_key=keys[0].public.raw)
+        # Anew at each start: the same key may have been vouched for by a signing key that is no more.
+        await bus.records(SEALING_KEYS, sender=owner).change(owner.token, lambda _: mine)
 
     async def renew(self, bus: Bus) -> None:
         """Renew each certificate at half of its life, for as long as the host runs.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -38,11 +38,13 @@ from tocsin.bus.identities import IdentityDirectory
 from tocsin.bus.intake import Handler, Intake
 from tocsin.bus.opener import Arrival, Context, Opener
 from tocsin.bus.outbox import Outbox, check_size
+from tocsin.bus.priorities import URGENT, Admit, PriorityLines
 from tocsin.bus.proving import Prover
 from tocsin.bus.reader import StreamReader
 from tocsin.bus.records import Records
 from tocsin.bus.replay import Ledger
 from tocsin.bus.requests import RESEND_S, URGENT_RESEND_S, Replies, error_reply
+from tocsin.bus.sealing import check_sealing, seal_content
 from tocsin.bus.settings import BusSettings
 from tocsin.bus.signing import BatchSigner
 from tocsin.contracts.base import Message
@@ -66,6 +68,7 @@ from tocsin.contracts.identifiers import Priority, SpiffeId
 from tocsin.contracts.operations import MetricsSnapshot
 from tocsin.contracts.subjects import Bucket, MessageType, Request, Subject
 from tocsin.crypto import LocalKey, TrustStore, leaf_hash, select_backend
+from tocsin.crypto.sealing import SealingPublicKey
 from tocsin.telemetry import Metrics, get_logger
 
 M = TypeVar("M", bound=Message)
@@ -207,8 +210,10 @@ class Bus:
 
     @property
     def connected(self) -> bool:
-        """Whether the broker is there now."""
-        return self._connection is not None and self._connection.connected
+        """Whether the broker is there now, on every connection that this process has."""
+        if self._connection is None or not self._connection.connected:
+            return False
+        return self._second is None or self._second.connected
 
     @property
     def certified(self) -> bool:
@@ -239,6 +244,7 @@ class Bus:
         trace: str | None = None,
         sender: SpiffeId | None = None,
         now_ns: int | None = None,
+        seal_to: Sequence[SealingPublicKey] | None = None,
     ) -> Sent:
         """Make an envelope: the only function that does. It is signed, not sent.
 
@@ -254,7 +260,10 @@ class Bus:
             trace=trace,
             sender=sender,
             now_ns=now_ns,
+            sealed=seal_to is not None,
         )
+        if seal_to is not None:
+            content = await asyncio.to_thread(seal_content, content, seal_to)
         content_bytes = encode_content(content)
         signer = self._signers.get(content.sender, self._main_signer)
         data = await signer.envelope(content_bytes, urgent=priority is Priority.CRITICAL)
@@ -273,12 +282,14 @@ class Bus:
         trace: str | None = None,
         sender: SpiffeId | None = None,
         now_ns: int | None = None,
+        sealed: bool = False,
     ) -> Content:
         sender = sender or self.id
         if not kind.senders.admit(sender):
             raise DeniedError(f"{sender} may not send {kind.name}", reason="sender_not_allowed")
         if not isinstance(body, kind.model):
             raise InvalidInputError(f"{kind.name} carries {kind.model.__name__}", reason="bad_body")
+        check_sealing(kind, sealed=sealed)
         return make_content(
             type_name=kind.name,
             sender=str(sender),
@@ -334,6 +345,7 @@ class Bus:
         correlation: bytes | None = None,
         trace: str | None = None,
         sender: SpiffeId | None = None,
+        seal_to: Sequence[SealingPublicKey] | None = None,
         at: Tokens = NO_TOKENS,
     ) -> Sent:
         """Make an envelope and publish it.
@@ -349,6 +361,7 @@ class Bus:
             correlation: id of the message that this one answers.
             trace: W3C traceparent.
             sender: one of this process's agents, instead of the process itself.
+            seal_to: the keys of those who alone shall read the body, at most 64; None leaves it open.
             at: the subject's tokens.
         """
         where = subject.at(**at)
@@ -364,6 +377,7 @@ class Bus:
             correlation=correlation,
             trace=trace,
             sender=sender,
+            seal_to=seal_to,
         )
         await self.send(where, sent, stream=subject.stream if durable else None)
         return sent
@@ -388,15 +402,18 @@ class Bus:
     async def _store(self, subject: str, sent: Sent, stream: str) -> None:
         """Publish into a stream and wait for its acknowledgement."""
         js = self.connection.js
-        try:
-            ack = await js.publish(subject, sent.data, headers={"Nats-Msg-Id": sent.leaf.hex()}, stream=stream)
-            if ack.duplicate and (await js.get_msg(stream, ack.seq)).data != sent.data:
-                # Whoever knows the id can come first with other bytes, and the broker swallows ours. Without an
-                # id it cannot; should our bytes stand there twice, readers drop the second.
-                self.metrics.count("poisoned_ids")
-                await js.publish(subject, sent.data, stream=stream)
-        except (TimeoutError, nats.errors.Error) as error:
-            raise translate(error, subject) from error
+        async with self.connection.storing(stream):
+            try:
+                ack = await js.publish(
+                    subject, sent.data, headers={"Nats-Msg-Id": sent.leaf.hex()}, stream=stream
+                )
+                if ack.duplicate and (await js.get_msg(stream, ack.seq)).data != sent.data:
+                    # Whoever knows the id can come first with other bytes, and the broker swallows ours. Without
+                    # an id it cannot; should our bytes stand there twice, readers drop the second.
+                    self.metrics.count("poisoned_ids")
+                    await js.publish(subject, sent.data, stream=stream)
+            except (TimeoutError, nats.errors.Error) as error:
+                raise translate(error, subject) from error
 
     async def request(
         self,
@@ -504,6 +521,40 @@ class Bus:
         self._subscriptions.append(subscription)
         await self.flush()
         return subscription
+
+    async def subscribe_by_priority(
+        self,
+        subject: Subject,
+        handler: Callable[[M, Context], Awaitable[object] | None],
+        *,
+        queue: str,
+        admit: Admit,
+    ) -> None:
+        """Handle every message of a subject that names its priority, emergencies by the second connection.
+
+        What is published under the subject's beginning and is no such subject is refused. See
+        :class:`PriorityLines`. An emergency that was handled before is handed over again: its sender may not
+        have got the answer.
+        """
+        intakes = {
+            one.token: self._intake(
+                f"{subject.name} {one.token}",
+                cast("Handler", handler),
+                1,
+                None,
+                again=one is Priority.CRITICAL,
+            )
+            for one in Priority
+        }
+        lines = PriorityLines(subject, intakes, admit=admit, reject=self.reject)
+        second = await self._second_connection()
+        # Of a queue group a message reaches one member, by whichever pattern: so each has a group of its own.
+        self._subscriptions += [
+            await self.connection.take(subject.everything(), lines.take, queue=queue),
+            await second.take(subject.pattern(priority=URGENT), lines.take_urgent, queue=f"{queue}-{URGENT}"),
+        ]
+        await self.flush()
+        await second.flush()
 
     async def serve(
         self,
@@ -647,7 +698,7 @@ class Bus:
         Raises:
             TocsinError: they do not hold, or not any more.
         """
-        opener = Opener(self.trust, self.backend, started_ns=self.opener.started_ns)
+        opener = self._forgetful()
         arrival = Arrival.on(subject, where, self.audiences)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
@@ -657,12 +708,13 @@ class Bus:
     def _history(self) -> History:
         # An opener of its own: what is looked at there was, or will be, taken as a message elsewhere.
         opener = Opener(self.trust, self.backend, started_ns=self.opener.started_ns)
+        opener.bodies = self.opener.bodies
         return History(self.connection.js, opener, self.audiences, reject=self.reject)
 
     def _forgetful(self) -> Opener:
         """Return an opener that hands over again what it has handed over before."""
         own = self.opener
-        return Opener(
+        opener = Opener(
             self.trust,
             self.backend,
             started_ns=own.started_ns,
@@ -670,6 +722,8 @@ class Bus:
             replay=own.replay,
             ledger=Ledger(max_done=0),
         )
+        opener.bodies = own.bodies
+        return opener
 
     def _intake(
         self,
@@ -700,9 +754,9 @@ class Bus:
 
     # --- State --------------------------------------------------------------------------------
 
-    def records(self, bucket: Bucket[M]) -> Records[M]:
-        """Return the signed records of a bucket."""
-        return Records(self, bucket)
+    def records(self, bucket: Bucket[M], *, sender: SpiffeId | None = None) -> Records[M]:
+        """Return the signed records of a bucket, written by the process or by one of its agents."""
+        return Records(self, bucket, sender=sender)
 
     def on_identities(self, again: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Call ``again`` whenever a certificate has become known: for whoever keeps what waits for one."""
@@ -724,10 +778,7 @@ class Bus:
 
     async def flush(self) -> None:
         """Wait until the broker has seen everything sent so far, subscriptions included."""
-        try:
-            await self.connection.client.flush(timeout=5)
-        except (TimeoutError, nats.errors.Error) as error:
-            raise translate(error, "flush") from error
+        await self.connection.flush()
 
     # --- Inside -------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from nats.js import JetStreamContext
 from tocsin.bus.credentials import read
 from tocsin.bus.settings import BusSettings
 from tocsin.contracts.errors import ExhaustedError, InvalidInputError, TocsinError, UnavailableError
-from tocsin.telemetry import Metrics
+from tocsin.telemetry import Metrics, get_logger
 
 PENDING_BYTES = 8 * 1024 * 1024
 """Bytes that wait for the broker to come back."""
@@ -35,6 +35,14 @@ SUBSCRIPTION_MESSAGES = 65_536
 SUBSCRIPTION_BYTES = 64 * 1024 * 1024
 """A subscription's line; a message beyond it is dropped by the client and counted as a slow consumer."""
 JETSTREAM_TIMEOUT_S = 5.0
+PING_INTERVAL_S = 5
+MAX_PINGS_UNANSWERED = 2
+"""A broker that is silent for three such intervals counts as lost, whatever its socket says."""
+MAX_STORING = 256
+"""Publications into one stream that wait for their acknowledgement: beyond 10,000 of all clients together the server
+refuses (429), and more than this many at once only wait longer."""
+SAY_AGAIN_S = 1.0
+"""Pause between two lines of the log about the same kind of error: a slow consumer makes one for each message."""
 
 # The client's parser splits a control line at any white space, the broker at spaces and tabs only. With its own
 # patterns a vertical tab in a subject ends the connection, or moves the message to another subscription.
@@ -86,6 +94,8 @@ def translate(error: Exception, what: str) -> TocsinError:
     return UnavailableError(f"{what}: {type(error).__name__} {error}"[:300], reason="broker_unavailable")
 
 
+log = get_logger(__name__)
+
 Taker: TypeAlias = Callable[[bytes, str, str], None]
 """Takes a message's data, subject and reply subject, at once: it bounds what it keeps, and does not wait."""
 
@@ -128,6 +138,8 @@ class Connection:
         self._metrics = metrics
         self._label = label
         self._on_reconnect: list[Callable[[], None]] = []
+        self._said_s: dict[str, float] = {}
+        self._storing: dict[str, asyncio.Semaphore] = {}
 
     @classmethod
     async def open(
@@ -147,7 +159,7 @@ class Connection:
         refusals: list[Exception] = []
 
         async def on_error(error: Exception) -> None:
-            metrics.count(f"broker_errors.{type(error).__name__}")
+            connection._note(error)
             if "authorization" in str(error).lower():  # the client has a class for it and does not use it here
                 refusals[:] = [error]
 
@@ -157,7 +169,10 @@ class Connection:
         async def on_reconnect() -> None:
             metrics.count("broker_reconnects")
             for callback in connection._on_reconnect:
-                callback()
+                try:
+                    callback()
+                except Exception as error:  # noqa: BLE001 - or the client would stop in the midst of reconnecting
+                    connection._note(error)
 
         try:
             # To try for ever is right for a connection that stood: the first one has a deadline.
@@ -174,8 +189,8 @@ class Connection:
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=random.uniform(0.1, 0.5),  # type: ignore[arg-type]  # noqa: S311 - jitter
                     connect_timeout=5,
-                    ping_interval=5,
-                    max_outstanding_pings=2,
+                    ping_interval=PING_INTERVAL_S,
+                    max_outstanding_pings=MAX_PINGS_UNANSWERED,
                     pending_size=PENDING_BYTES,
                     drain_timeout=5,
                 )
@@ -192,7 +207,7 @@ class Connection:
         return connection
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` after each reconnection; it must not block or raise."""
+        """Call ``callback`` after each reconnection; it must not block. What it raises is counted."""
         self._on_reconnect.append(callback)
 
     @property
@@ -231,6 +246,26 @@ class Connection:
         subscription = await self.subscribe(subject, early, queue=queue)
         self.client.takers[subscription._id] = taker  # noqa: SLF001 - the client has no public name for it
         return subscription
+
+    def storing(self, stream: str) -> asyncio.Semaphore:
+        """Return what is to be held while this stream's acknowledgement is waited for."""
+        return self._storing.setdefault(stream, asyncio.Semaphore(MAX_STORING))
+
+    def _note(self, error: Exception) -> None:
+        """Count an error of the client or of a callback; say it, but not a thousand times a second."""
+        kind = type(error).__name__
+        self._metrics.count(f"broker_errors.{kind}")
+        now_s = time.monotonic()
+        if now_s - self._said_s.get(kind, -SAY_AGAIN_S) >= SAY_AGAIN_S:
+            self._said_s[kind] = now_s
+            log.warning("broker_error", kind=kind, connection=self._label, detail=str(error)[:300])
+
+    async def flush(self) -> None:
+        """Wait until the broker has seen everything sent so far, subscriptions included."""
+        try:
+            await self.client.flush(timeout=5)
+        except (TimeoutError, nats.errors.Error) as error:
+            raise translate(error, "flush") from error
 
     async def close(self) -> None:
         """Drain: no new messages, those that came are handled, what was published is flushed."""

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from tocsin.bus.envelope import Content, Envelope, decode_body, decode_envelope
 from tocsin.bus.replay import Ledger, ReplayWindow
+from tocsin.bus.sealing import Bodies
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import ERROR_REPLY
 from tocsin.contracts.errors import DeniedError, InvalidInputError, UntrustedError
@@ -185,6 +186,7 @@ class Opener:
         self.replay = ReplayWindow() if replay is None else replay
         self.ledger = Ledger() if ledger is None else ledger
         self.enrolments = ReplayWindow(MAX_ENROLMENTS)
+        self.bodies = Bodies()
 
     def inspect(self, data: bytes, arrival: Arrival, *, now_ns: int) -> Inspected:
         """Steps 1 to 8.
@@ -235,16 +237,16 @@ class Opener:
         content, kind, sender = inspected.envelope.content, inspected.kind, inspected.sender
         if not kind.senders.admit(sender) or (restrict is not None and not restrict(sender)):
             raise DeniedError(f"{sender} may not send {kind.name} here", reason="sender_not_allowed")
-        if content.sealed:
-            raise InvalidInputError("sealed bodies are not opened by this version", reason="sealed")
         # Step 12 before 11 where 11 leaves a mark: a body that is refused claims nothing.
-        body = decode_body(kind.model, content.body)
+        body = self.bodies.read(inspected.envelope, kind)
         until_ns = content.issued_at + content.ttl_ms * NS_PER_MS + CLOCK_SKEW_NS
         if kind.message_class is MessageClass.LIVE:
-            self.replay.record(inspected.envelope.key_id, content.id, until_ns=until_ns, now_ns=now_ns)
+            key_id, leaf = inspected.envelope.key_id, inspected.envelope.leaf
+            self.replay.record(key_id, content.id, leaf, until_ns=until_ns, now_ns=now_ns)
         elif kind.message_class is MessageClass.ENROL:
             # Anybody can bring any number of keys, so all share one window; by leaf, which nobody can take first.
-            self.enrolments.record(b"", inspected.envelope.leaf, until_ns=until_ns, now_ns=now_ns)
+            leaf = inspected.envelope.leaf
+            self.enrolments.record(b"", leaf, leaf, until_ns=until_ns, now_ns=now_ns)
         elif kind.message_class is MessageClass.STORED:
             self.ledger.claim(inspected.envelope.leaf)
         context = Context(

@@ -32,6 +32,9 @@ SPLIT = 8
 log = get_logger(__name__)
 
 
+_Outcome: TypeAlias = tuple[object, UntrustedError | None]
+
+
 class _One(NamedTuple):
     inspected: Inspected
     reply: str | None
@@ -81,16 +84,16 @@ class _Lane:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def run(self) -> None:
-        group: list[_One] = []
+        group: list[tuple[_One, object]] = []
         outcomes: dict[object, UntrustedError | None] = {}
         while True:
             if not group:
                 await self._arrived.wait()
             # The next group's signatures are verified while this group's messages are handed on.
             following, begun = self._begin()
-            for one in group:
+            for one, unproven in group:
                 try:
-                    one.then(one.inspected, one.reply, outcomes.get(_signature(one.inspected)))
+                    one.then(one.inspected, one.reply, outcomes.get(unproven) if unproven else None)
                 except Exception:  # all lines depend on this task: it outlives a bug in one of them
                     log.exception("line_failed", type=one.inspected.kind.name)
             outcomes = {key: error for part in begun for key, error in await part}
@@ -98,15 +101,18 @@ class _Lane:
             # Whoever sends must come to its turn, too.
             await asyncio.sleep(0)
 
-    def _begin(self) -> tuple[list[_One], list[asyncio.Future[list[tuple[object, UntrustedError | None]]]]]:
-        group = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP))]
+    def _begin(self) -> tuple[list[tuple[_One, object]], list[asyncio.Future[list[_Outcome]]]]:
+        """Take the next group, each with the name of its signature if that is to be verified, and begin."""
+        group: list[tuple[_One, object]] = []
+        unproven: dict[object, Inspected] = {}
+        for _ in range(min(len(self._waiting), GROUP)):
+            one = self._waiting.popleft()
+            key = None if self._opener.is_proven(one.inspected) else _signature(one.inspected)
+            if key is not None:
+                unproven[key] = one.inspected
+            group.append((one, key))
         if not self._waiting:
             self._arrived.clear()
-        unproven = {
-            _signature(one.inspected): one.inspected
-            for one in group
-            if not self._opener.is_proven(one.inspected)
-        }
         if not unproven:
             return group, []
         loop = asyncio.get_running_loop()
@@ -127,11 +133,9 @@ def _split(
     return (unproven[part::parts] for part in range(parts))
 
 
-def _prove_all(
-    opener: Opener, unproven: Sequence[tuple[object, Inspected]]
-) -> list[tuple[object, UntrustedError | None]]:
+def _prove_all(opener: Opener, unproven: Sequence[tuple[object, Inspected]]) -> list[_Outcome]:
     """Verify in a worker thread."""
-    outcomes: list[tuple[object, UntrustedError | None]] = []
+    outcomes: list[_Outcome] = []
     for key, inspected in unproven:
         try:
             opener.prove(inspected)

@@ -19,10 +19,11 @@ from nats.js.kv import KeyValue
 
 from tocsin.bus.connection import translate
 from tocsin.bus.envelope import decode_body, encode_body
-from tocsin.bus.opener import Arrival
+from tocsin.bus.opener import Arrival, Context
 from tocsin.bus.watch import BucketWatch
 from tocsin.contracts.base import Message
 from tocsin.contracts.errors import ConflictError, TocsinError, UntrustedError
+from tocsin.contracts.identifiers import SpiffeId
 from tocsin.contracts.subjects import Bucket, RecordBody
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ class _Held(Generic[M]):
 class Records(Generic[M]):
     """Reads and writes one bucket."""
 
-    def __init__(self, bus: Bus, bucket: Bucket[M]) -> None:
+    def __init__(self, bus: Bus, bucket: Bucket[M], *, sender: SpiffeId | None = None) -> None:
         self._bus = bus
+        self._sender = sender
         self._bucket = bucket
         self._kind = cast("Bucket[Message]", bucket)
         self._seen: dict[str, int] = {}
@@ -99,13 +101,17 @@ class Records(Generic[M]):
         Raises:
             UnavailableError: the broker has no such bucket.
         """
+        await self.follow_signed(lambda key, value, _: changed(key, value))
+
+    async def follow_signed(self, changed: Callable[[str, M, Context], None]) -> None:
+        """Do as :meth:`follow`, and say who signed each record."""
         followed: dict[str, int] = {}
 
         async def learn(key: str, data: bytes) -> None:
             self._waiting.discard(key)
             try:
                 # Against what was followed, not against what was seen: an own write may be ahead of the watch.
-                revision, value = await self._open(key, data, followed.get(key, 0))
+                revision, value, context = await self._open(key, data, followed.get(key, 0))
             except TocsinError as error:
                 if error.reason == "unknown_key" and len(self._waiting) < MAX_WAITING:
                     self._waiting.add(key)
@@ -114,7 +120,7 @@ class Records(Generic[M]):
                 return
             if revision >= followed.get(key, 0):  # else a later one overtook this one while it was opened
                 followed[key] = revision
-                changed(key, value)
+                changed(key, value, context)
 
         async def learn_waiting() -> None:
             # Read anew: what waited is not kept, or whoever can write garbage would fill the memory.
@@ -197,7 +203,7 @@ class Records(Generic[M]):
             if entry is None or not entry.value:
                 return _Held(None, None, seen)
             try:
-                revision, value = await self._open(key, entry.value, seen)
+                revision, value, _ = await self._open(key, entry.value, seen)
             except TocsinError as error:
                 if error.reason == "unknown_key" and time.monotonic() < deadline:
                     await asyncio.sleep(CHANGE_PAUSE_S)
@@ -209,7 +215,9 @@ class Records(Generic[M]):
     async def _write(self, key: str, value: M, held: _Held[M]) -> int:
         revision = held.revision + 1
         body = RecordBody(bucket=self._bucket.name, key=key, revision=revision, value=encode_body(value))
-        sent = await self._bus.make(self._kind.message_type, body, audience=f"record.{self._bucket.name}")
+        sent = await self._bus.make(
+            self._kind.message_type, body, audience=f"record.{self._bucket.name}", sender=self._sender
+        )
         try:
             kv = await self._kv()
             if held.last is None:
@@ -223,11 +231,11 @@ class Records(Generic[M]):
         self._seen[key] = revision
         return revision
 
-    async def _open(self, key: str, data: bytes, seen: int) -> tuple[int, M]:
+    async def _open(self, key: str, data: bytes, seen: int) -> tuple[int, M, Context]:
         """Open a record; ``seen`` is the highest revision that was known *before* it was read."""
         opener = self._bus.opener
         arrival = Arrival.record(self._kind, key)
-        body, _ = await asyncio.get_running_loop().run_in_executor(
+        body, context = await asyncio.get_running_loop().run_in_executor(
             None, lambda: opener.open(data, arrival, now_ns=time.time_ns())
         )
         record = cast("RecordBody", body)
@@ -235,10 +243,12 @@ class Records(Generic[M]):
             raise UntrustedError(
                 f"record of {record.bucket}/{record.key} stands at {key}", reason="moved_record"
             )
+        if self._bucket.own and key != context.sender.token:
+            raise UntrustedError(f"{context.sender} signed the record of {key}", reason="not_its_record")
         if record.revision < seen:
             raise UntrustedError(f"{self._bucket.name}/{key} was rolled back", reason="rolled_back")
         self._seen[key] = max(record.revision, self._seen.get(key, 0))
-        return record.revision, decode_body(self._bucket.model, record.value)
+        return record.revision, decode_body(self._bucket.model, record.value), context
 
     async def _entry(self, key: str) -> KeyValue.Entry | None:
         try:

@@ -13,13 +13,13 @@ from tocsin.contracts.errors import ConflictError, ExhaustedError, UntrustedErro
 
 
 class ReplayedError(UntrustedError):
-    """A live message's id was seen before from this key."""
+    """A live message's id was seen before from this key, on other content."""
 
     reason = "replayed"
 
 
 class DuplicateError(ConflictError):
-    """A stored message was handled before, or is being handled: a normal thing, counted and dropped."""
+    """The same message was taken before, or is being handled: a normal thing, counted and dropped."""
 
     reason = "duplicate"
 
@@ -32,7 +32,8 @@ class ClaimedError(DuplicateError):
 
 @dataclass(slots=True)
 class _Window:
-    seen: set[bytes] = field(default_factory=set)
+    seen: dict[bytes, bytes] = field(default_factory=dict)
+    """Leaf hash by id."""
     expiry: deque[tuple[int, bytes]] = field(default_factory=deque)
 
 
@@ -47,21 +48,25 @@ class ReplayWindow:
         self._max = max_ids_per_key
         self._windows: dict[bytes, _Window] = {}
 
-    def record(self, key_id: bytes, message_id: bytes, *, until_ns: int, now_ns: int) -> None:
-        """Record an id that is good until ``until_ns``.
+    def record(self, key_id: bytes, message_id: bytes, leaf: bytes, *, until_ns: int, now_ns: int) -> None:
+        """Record the id of a content, named by its leaf hash, that is good until ``until_ns``.
 
         Raises:
-            ReplayedError: it was recorded before.
+            DuplicateError: this very content was recorded before: a copy that the sender or the network made.
+            ReplayedError: the id was recorded before, with another content.
             ExhaustedError: ``replay_window_full``.
         """
         window = self._windows.setdefault(key_id, _Window())
         while window.expiry and window.expiry[0][0] < now_ns:
-            window.seen.discard(window.expiry.popleft()[1])
-        if message_id in window.seen:
+            window.seen.pop(window.expiry.popleft()[1], None)
+        seen = window.seen.get(message_id)
+        if seen == leaf:
+            raise DuplicateError(f"message {leaf.hex()[:16]} was taken before")
+        if seen is not None:
             raise ReplayedError(f"message {message_id.hex()} was seen before from this key")
         if len(window.seen) >= self._max:
             raise ExhaustedError(f"more than {self._max} live messages of one key", reason="replay_window_full")
-        window.seen.add(message_id)
+        window.seen[message_id] = leaf
         # Expiries are nearly in order; one that is late keeps those behind it a little longer, never shorter.
         window.expiry.append((until_ns, message_id))
 

@@ -52,7 +52,7 @@ from tocsin.contracts.identifiers import ServiceName
 from tocsin.contracts.operations import PingRequest, Pong
 from tocsin.contracts.subjects import Request, Subject
 from tocsin.crypto import select_backend
-from tocsin.telemetry import HealthServer, Metrics, configure_logging, get_logger
+from tocsin.telemetry import HealthServer, Metrics, configure_logging, get_logger, set_aside
 
 S = TypeVar("S", bound=BusSettings)
 T = TypeVar("T")
@@ -268,6 +268,7 @@ def run_service(service_class: type[Service[S]], settings_class: type[S]) -> Non
 
 def run_guarded(main: Callable[[], Awaitable[None]]) -> int:
     """Run an asynchronous main; one of our errors becomes one line and its exit code."""
+    set_aside()
     try:
         uvloop.run(_await(main()))
     except TocsinError as error:

@@ -40,11 +40,18 @@ from tocsin.contracts.subjects import (
 M = TypeVar("M", bound=Message)
 
 MIB = 1024 * KIB
+DISCOVERIES_MAX_AGE_S = 600
+"""An admin that was away for longer asks fleet for the roster."""
 
 # --- What agents say through the router ---------------------------------------------------------
 
 DISCOVERY = MessageType(
-    "discovery", routing.Discovery, MessageClass.LIVE, senders(*Role), doc="An agent makes itself known."
+    "discovery",
+    routing.Discovery,
+    MessageClass.STORED,
+    senders(*Role),
+    ttl_ms=DISCOVERIES_MAX_AGE_S * 1000,
+    doc="An agent makes itself known.",
 )
 THREAT_ALERT = MessageType(
     "threat_alert",
@@ -63,12 +70,17 @@ COORDINATION = MessageType(
     30_000,
     doc="Work handed from agent to agent.",
 )
+CLEARED = frozenset({Role.SENTINEL, Role.HUNTER, Role.ANALYST, Role.SPECIALIST, Role.ADMIN})
+"""Roles that may read intelligence, and write it."""
 INTELLIGENCE = MessageType(
     "intelligence",
     routing.Intelligence,
     MessageClass.LIVE,
-    senders(Role.SENTINEL, Role.HUNTER, Role.ANALYST, Role.SPECIALIST, Role.ADMIN),
-    doc="Need-to-know information for some roles.",
+    senders(*CLEARED),
+    # Of these 75 KiB for the wraps of 64 recipients.
+    144 * KIB,
+    doc="Need-to-know information for some roles; always sealed.",
+    cleared=CLEARED,
 )
 CONSENSUS_PROPOSAL = MessageType(
     "consensus_proposal",
@@ -110,6 +122,15 @@ ALERT_BACKUP = Subject(
     READER_AUDIENCE,
     "Emergencies a second time, for agents that missed the first copy.",
     stream="ALERTS",
+)
+
+DISCOVERY_BACKUP = Subject(
+    "DISCOVERY_BACKUP",
+    "discovery.backup.{reach}.{name}",
+    (DISCOVERY,),
+    "{reach}.{name}",
+    "Discoveries a second time, for admins and groups that missed the first copy.",
+    stream="DISCOVERIES",
 )
 
 RECEIPTS = MessageType(
@@ -492,6 +513,14 @@ ENROLMENTS = Bucket(
     senders(_S.FLEET),
     "Which key speaks for an id, by the id's token, and the one-time tokens that were used for it.",
 )
+SEALING_KEYS = Bucket(
+    "sealing_keys",
+    fleet.SealingKeyRecord,
+    senders(Kind.HOST, *Role),
+    "The keys that bodies are sealed to, by token: each signed by the key whose certificate names who it is for.",
+    max_bytes=16 * KIB,
+    own=True,
+)
 RESERVATIONS = Bucket(
     "reservations", quantum.QpuReservations, senders(_S.QPU_MANAGER), "Who was promised which QPU, by QPU."
 )
@@ -504,7 +533,13 @@ WORKFLOWS = Bucket(
     max_bytes=512 * KIB,
     max_age_s=3_600,
 )
-BUCKETS: tuple[Bucket[Message], ...] = (AGENTS, ENROLMENTS, RESERVATIONS, WORKFLOWS)
+BUCKETS: tuple[Bucket[Message], ...] = (
+    AGENTS,
+    ENROLMENTS,
+    SEALING_KEYS,
+    RESERVATIONS,
+    WORKFLOWS,
+)
 """All buckets of signed records."""
 IDENTITIES = "identities"
 """Bucket of certificate chains by token: checked against the root, so not signed again."""
@@ -519,6 +554,7 @@ SUBJECTS: tuple[Subject, ...] = (
     DELIVER_GROUP,
     DELIVER_ALL,
     ALERT_BACKUP,
+    DISCOVERY_BACKUP,
     RECEIPT,
     HEARTBEAT,
     CONSENSUS_BALLOT,
@@ -537,6 +573,14 @@ SUBJECTS: tuple[Subject, ...] = (
 STREAMS = (
     Stream("ALERTS", ("alert.>",), "limits", 86_400, 256 * MIB, "Emergencies, for agents that missed one."),
     Stream("RECEIPTS", ("receipt.>",), "limits", 3_600, 256 * MIB, "Who took which emergency, and when."),
+    Stream(
+        "DISCOVERIES",
+        ("discovery.>",),
+        "limits",
+        DISCOVERIES_MAX_AGE_S,
+        16 * MIB,
+        "Discoveries, for admins that missed one.",
+    ),
     Stream(
         "DECISIONS",
         ("consensus.decision.>", "consensus.epochs.>"),

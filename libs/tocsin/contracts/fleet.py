@@ -74,6 +74,13 @@ class AgentRecord(Message):
     enrolled_ns: Nanoseconds
 
 
+class SealingKeyRecord(Message):
+    """Value of the ``sealing_keys`` bucket: the key that whoever its signer's certificate names opens bodies with."""
+
+    public_key: Annotated[bytes, Field(min_length=1216, max_length=1216)]
+    """ML-KEM-768 public key, then X25519 public key."""
+
+
 class RosterRequest(Message):
     """Ask for all agents."""
 

@@ -2,8 +2,8 @@
 
     python -m tocsin.contracts.reference docs/reference
 
-makes ``subjects.md`` (tables for people) and ``schemas/<type>.json`` (JSON Schema 2020-12 of every body), the
-same bytes from the same catalogue. A test fails when what is in ``docs/`` is not what this makes.
+makes ``subjects.md`` and ``policy.md`` (tables for people) and ``schemas/<type>.json`` (JSON Schema 2020-12 of every
+body), the same bytes from the same catalogue. A test fails when what is in ``docs/`` is not what this makes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tocsin.contracts.catalogue import (
     SUBJECTS,
     message_types,
 )
+from tocsin.contracts.policy import CLEARED, POLICY, PRODUCERS
 from tocsin.contracts.subjects import (
     ANY_AUDIENCE,
     KIB,
@@ -66,6 +67,35 @@ the tables leave that prefix out. `{{tokens}}` stand for one token each. What ar
 its types, too large, for another audience or from somebody else is refused by whoever receives it.
 """
 
+_POLICY_HEAD = f"""# Policy
+
+<!-- Generated from the policy's table by `{COMMAND}`. Do not edit. -->
+
+What agents say to one another goes through the routers, which apply this table before they forward. Every agent host
+applies it once more to what arrives, since whoever can publish on `deliver` subjects bypasses the routers. What is
+refused goes nowhere; its reason is counted, audited and, by a router, told to its sender as `event.router.refusal`.
+"""
+
+_POLICY_REASONS: tuple[tuple[str, str], ...] = (
+    ("sender_not_allowed", "The sender's role may not send this type."),
+    ("bad_audience", "The audience names no agents."),
+    (
+        "audience_not_allowed",
+        "This type does not go to such an audience; a discovery goes to admins or a group.",
+    ),
+    ("priority_not_allowed", "The priority is above the type's highest."),
+    ("severity_mismatch", "An alert's severity is critical if and only if its priority is."),
+    ("order_not_allowed", "Only an admin's critical alert carries an order."),
+    ("not_itself", "A discovery describes its own sender."),
+    ("content_not_allowed", "The sender's role does not produce what it hands over; see below."),
+    (
+        "no_such_recipient",
+        "No agent of that name is enrolled. An emergency goes out all the same; its account says that nobody was due.",
+    ),
+    ("no_need_to_know", "Intelligence for a role, or for an agent of a role, that is not cleared."),
+    ("rate_limited", "The sender has used up its allowance (a router's alone)."),
+)
+
 _BODIES = """The body of an envelope is a msgpack map that the schema of its type describes: integers, floats, strings,
 arrays and maps are msgpack's own, and `"format": "binary"` is a msgpack *bin* whose bytes `minLength` and
 `maxLength` count. Where a body is shown as JSON, such bytes are in hexadecimal.
@@ -74,7 +104,7 @@ arrays and maps are msgpack's own, and `"format": "binary"` is a msgpack *bin* w
 
 def render() -> dict[str, str]:
     """Return every file of the reference: its text by its path below ``docs/reference``."""
-    files = {"subjects.md": _subjects_page()}
+    files = {"subjects.md": _subjects_page(), "policy.md": _policy_page()}
     for kind in message_types():
         files[f"schemas/{kind.name}.json"] = _schema(kind.name, kind.model)
     for bucket in BUCKETS:
@@ -133,6 +163,39 @@ def _subjects_page() -> str:
         ),
     ]
     return "\n".join(parts)
+
+
+def _policy_page() -> str:
+    produced = ((model.__name__, ", ".join(sorted(roles))) for model, roles in PRODUCERS.items())
+    parts = [
+        _POLICY_HEAD,
+        _section(
+            "Types",
+            ("Type", "Who may send it", "Audiences", "Who gets it", "Highest priority", "How it travels"),
+            map(_policy_row, POLICY),
+        ),
+        _section(
+            "Clearance",
+            ("Content", "Handed over by"),
+            produced,
+            f"Intelligence is for {', '.join(sorted(CLEARED))}. Coordination hands over what a role produces:",
+        ),
+        _section("Refusals", ("Reason", "What it says"), _POLICY_REASONS),
+    ]
+    return "\n".join(parts)
+
+
+def _policy_row(name: str) -> tuple[str, ...]:
+    rule = POLICY[name]
+    audiences = (_code(reach if reach == "all" else f"{reach}.*") for reach in sorted(rule.reach))
+    return (
+        f"[`{name}`](schemas/{name}.json)",
+        str(rule.senders),
+        ", ".join(audiences),
+        rule.receives,
+        rule.top.token,
+        rule.travels,
+    )
 
 
 def _section(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]], text: str = "") -> str:

@@ -51,6 +51,13 @@ class Intelligence(Message):
     finding: Finding | None = None
 
 
+class SealedBody(Message):
+    """What a process that forwards has in place of a body that is sealed to others."""
+
+    recipients: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=64)]
+    """Ids of the keys that it is sealed to."""
+
+
 class Receipt(Message):
     """One message that a host has taken for some of its agents."""
 
@@ -111,7 +118,8 @@ class Delivery(Message):
 class Refusal(Message):
     """The router's answer to a sender whose message it did not forward: event ``router.refusal``."""
 
-    message: MessageId
+    message: MessageId | None
+    """None where the message was not read: ``rate_limited``."""
     agent: Name
     reason: Annotated[str, Field(max_length=64)]
     detail: Text

@@ -98,6 +98,8 @@ class MessageType(Generic[M_co]):
     ttl_ms: int = 5_000
     """Default time to live; 0 where the class has no clock."""
     doc: str = ""
+    cleared: frozenset[Role] = frozenset()
+    """The roles that have a need to know, and to whose keys alone its body is sealed; empty where it may be open."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +159,10 @@ class Subject:
     def pattern(self, **tokens: str) -> str:
         """Return a subscription pattern: tokens that are not given become ``*``."""
         return f"{PREFIX}.{self.template.format(**{t: tokens.get(t, '*') for t in self._tokens})}"
+
+    def everything(self) -> str:
+        """Return the pattern of whatever begins as these subjects do, well formed or not."""
+        return f"{PREFIX}.{self.template.partition('{')[0]}>"
 
     def parse(self, subject: str) -> dict[str, str]:
         """Return the tokens of a concrete subject."""
@@ -235,6 +241,8 @@ class Bucket(Generic[M_co]):
     """Largest record."""
     max_age_s: int = 0
     """A record that nobody wrote for so long is forgotten; 0 for never."""
+    own: bool = False
+    """Whether everyone writes a record of their own, under their own token, and none under another's."""
 
     @cached_property
     def message_type(self) -> MessageType[Message]:

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from tocsin.contracts.errors import ConflictError, InvalidInputError, UnavailableError
 from tocsin.crypto.backends.openssl import private_algorithm, private_key
+from tocsin.crypto.sealing import SealingKey
 from tocsin.crypto.signatures import Algorithm, SignatureBackend, Signer, generate_seed
 
 MAX_KEY_FILE_BYTES = 64 * 1024
@@ -79,6 +80,29 @@ def seed_from_pem(pem: bytes) -> tuple[Algorithm, bytes]:
         ) from error
     algorithm = private_algorithm(key)
     return algorithm, key.private_bytes_raw()  # type: ignore[union-attr]  # private_algorithm checked the kind
+
+
+def load_sealing_key(path: Path) -> SealingKey:
+    """Read a key that :func:`save_sealing_key` wrote.
+
+    Raises:
+        UnavailableError: the file is missing or cannot be read.
+        InvalidInputError: it holds no seed of 32 bytes in hexadecimal; reason ``bad_key_file``.
+    """
+    text = read_file(path, advice="restart the host, which makes one")
+    try:
+        return SealingKey.from_seed(bytes.fromhex(text.decode("ascii")))
+    except (ValueError, InvalidInputError) as error:
+        raise InvalidInputError(f"{path.name} holds no sealing key", reason="bad_key_file") from error
+
+
+def save_sealing_key(path: Path, key: SealingKey) -> None:
+    """Write a sealing key's seed in hexadecimal, mode 0600, to a new file.
+
+    Raises:
+        ConflictError: ``file_exists``.
+    """
+    write_new_private(path, f"{key.seed.hex()}\n".encode())
 
 
 def read_file(path: Path, *, advice: str) -> bytes:

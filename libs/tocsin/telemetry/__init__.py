@@ -14,6 +14,7 @@ Example::
         metrics.observe_ms("route", 0.8)
 """
 
+from tocsin.telemetry.collector import set_aside
 from tocsin.telemetry.exposition import DEFAULT_LABEL, LABELS, MetricsCollector
 from tocsin.telemetry.health import HealthServer, HealthStatistics
 from tocsin.telemetry.latency import MAX_SAMPLE_MS, summarise
@@ -33,5 +34,6 @@ __all__ = [
     "MetricsStatistics",
     "configure_logging",
     "get_logger",
+    "set_aside",
     "summarise",
 ]

@@ -9,6 +9,7 @@ from tocsin.bus.envelope import Envelope, decode_body, decode_envelope
 from tocsin.contracts.catalogue import message_types
 from tocsin.contracts.errors import InvalidInputError, TocsinError
 from tocsin.crypto import BatchVerifier, TrustStore, root_from_path
+from tocsin.crypto.sealing import parse_sealed
 
 MAX_BYTES = 2 * 1024 * 1024
 INVALID = "INVALID"
@@ -83,9 +84,19 @@ def _body(envelope: Envelope) -> object:
     content = envelope.content
     known = {kind.name: kind for kind in message_types()}
     kind = known.get(content.type)
-    if content.sealed or kind is None:
-        return {"hex": content.body.hex()[:512], "note": "sealed" if content.sealed else "unknown type"}
+    if content.sealed:
+        return _sealed(content.body)
+    if kind is None:
+        return {"hex": content.body.hex()[:512], "note": "unknown type"}
     try:
         return json.loads(decode_body(kind.model, content.body).model_dump_json())
     except InvalidInputError as error:
         return {"hex": content.body.hex()[:512], "note": str(error)}
+
+
+def _sealed(body: bytes) -> dict[str, object]:
+    try:
+        sealed = parse_sealed(body)
+    except InvalidInputError as error:
+        return {"hex": body.hex()[:512], "note": str(error)}
+    return {"sealed_to": [one.hex() for one in sealed.recipients], "ciphertext_bytes": len(sealed.ciphertext)}

@@ -133,6 +133,7 @@ def up(
         hosts=hosts,
         port=port,
         key_scope=key_scope,
+        sync_always=True,
     )
     raise typer.Exit(_run(run_up(options, Console())))
 

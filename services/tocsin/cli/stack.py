@@ -47,6 +47,8 @@ class StackOptions:
     port: int = -1
     key_scope: str = "host"
     log_level: str = "info"
+    sync_always: bool = False
+    """Whether the broker writes through to the disk before it acknowledges: for a state that is kept."""
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Stack(System):
         _lock(options.state)
         begun = time.monotonic()
         installation.certify(ServiceName.CLI, INSTANCE)
-        broker = Broker.start(options.state / "broker", port=options.port)
+        broker = Broker.start(options.state / "broker", port=options.port, sync_always=options.sync_always)
         try:
             supervisor = Supervisor(options.logs)
             stack = cls(installation, agents, broker.url, options, supervisor, broker)

@@ -46,6 +46,8 @@ async def tail(bus: Bus, pattern: str, *, as_json: bool, show: Print, until: asy
     wanted = pattern.removeprefix(f"{PREFIX}.").split(".")
     # Read as everybody would: what is addressed to all, to a role or to a service.
     bus.audiences |= {f"role.{role.value}" for role in Role}
+    # Of what is sealed, to whom.
+    bus.opener.bodies.forwards = True
 
     async def on_message(body: Message, context: Context) -> None:
         if _overlap(wanted, context.subject.removeprefix(f"{PREFIX}.").split(".")):

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from tocsin.contracts.fleet import AgentRecord
+from tocsin.contracts.policy import Audience, Reach
 from tocsin.contracts.routing import MAX_LISTED_BYTES, Confirmed, Delivery, Receipt
-from tocsin.router.policy import Audience, Reach
 
 NS_PER_MS = 1e6
 NAME_OVERHEAD_BYTES = 2

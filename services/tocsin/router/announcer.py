@@ -38,10 +38,15 @@ class Announcer:
 
     def refused(self, context: Context, error: TocsinError) -> None:
         """Tell a sender why its message was not forwarded."""
-        refusal = Refusal(
-            message=context.id, agent=context.sender.name, reason=error.reason, detail=str(error)[:512]
-        )
-        if self._refusals.full() or not self._budget.take(str(context.sender), at_s=time.monotonic()):
+        self._tell(context.id, context.sender.name, error)
+
+    def limited(self, agent: str, error: TocsinError) -> None:
+        """Tell a sender that it was held back; of which message is not known, since none was read."""
+        self._tell(None, agent, error)
+
+    def _tell(self, message: bytes | None, agent: str, error: TocsinError) -> None:
+        refusal = Refusal(message=message, agent=agent, reason=error.reason, detail=str(error)[:512])
+        if self._refusals.full() or not self._budget.take(agent, at_s=time.monotonic()):
             self._bus.metrics.count("refusals_untold")
             return
         self._refusals.put_nowait(refusal)

@@ -8,15 +8,19 @@ from __future__ import annotations
 import asyncio
 import time
 
-from tocsin.bus import Bus, Context, Sent, Service, subscribes
+from tocsin.bus import Arrival, Bus, Context, Sent, Service, subscribes
+from tocsin.bus.sealing import SealingKeys
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import EVENT, RECEIPT, ROUTE
-from tocsin.contracts.errors import DeniedError, InvalidInputError, TocsinError
+from tocsin.contracts.errors import DeniedError, ExhaustedError, InvalidInputError, TocsinError, UntrustedError
 from tocsin.contracts.identifiers import Priority, ServiceName
 from tocsin.contracts.routing import Delivery, Receipts
 from tocsin.router.announcer import Announcer
+from tocsin.router.copies import Copies
 from tocsin.router.emergencies import ACCOUNTS, ALERTS_OF_ALL, Emergencies
+from tocsin.router.limits import RateLimits
 from tocsin.router.policy import route
+from tocsin.router.recipients import check_recipients
 from tocsin.router.settings import RouterSettings
 
 STOP_TIMEOUT_S = 3.0
@@ -32,15 +36,25 @@ class RouterService(Service[RouterSettings]):
         self.announcer = Announcer(bus, settings)
         self.emergencies = Emergencies(bus, settings, self.announcer)
         self.roster = self.emergencies.roster
+        self.sealing_keys = SealingKeys(bus)
+        bus.opener.bodies.forwards = True
+        self.copies = Copies(bus)
+        self.limits = RateLimits(
+            per_s=settings.messages_per_sender_per_s,
+            burst=settings.burst_per_sender,
+            enrolled=lambda name: self.roster.role_of(name) is not None,
+        )
 
     async def prepare(self) -> None:
-        """Know who is enrolled before the first emergency."""
-        await self.roster.follow()
+        """Know who is enrolled, and whose the keys are that bodies are sealed to, before the first message."""
+        await asyncio.gather(self.roster.follow(), self.sealing_keys.follow())
 
     async def started(self) -> None:
-        """Announce, and take up emergencies."""
+        """Announce, and take up emergencies; then hear what agents say."""
         self.announcer.start()
+        self.copies.start()
         self.emergencies.start()
+        await self.bus.subscribe_by_priority(ROUTE, self.forward, queue=self.name.value, admit=self._admit)
 
     async def stopping(self) -> None:
         """Publish the accounts that are closed; what is open is left to the other routers, or the next start."""
@@ -50,28 +64,25 @@ class RouterService(Service[RouterSettings]):
         except TimeoutError:
             self.metrics.count("accounts_untold")
 
-    @subscribes(ROUTE, shared=True, at={"priority": "low"})
-    @subscribes(ROUTE, shared=True, at={"priority": "normal"})
-    @subscribes(ROUTE, shared=True, at={"priority": "high"})
-    @subscribes(ROUTE, shared=True, again=True, at={"priority": "critical"})
     async def forward(self, body: Message, context: Context) -> None:
         """Forward one message, or tell its sender why not."""
         content = context.content
+        if self.limits.proved(context.sender.name):
+            self.announcer.limited(context.sender.name, self.limits.refusal(context.sender.name))
         try:
             way = route(
                 content.type, context.sender, content.audience, context.priority, body, self.roster.role_of
             )
-        except (DeniedError, InvalidInputError) as error:
+            check_recipients(context.kind, body, self.sealing_keys.roles_of)
+            if way.backup is not None:
+                await self.emergencies.take(way, body, context)
+        except (DeniedError, InvalidInputError, UntrustedError) as error:
             await self._refuse(error, context)
             return
         if way.backup is None:
             await self.bus.send(way.subject, _sent(context))
-        else:
-            try:
-                await self.emergencies.take(way, body, context)
-            except TocsinError as error:
-                await self._refuse(error, context)
-                return
+            if way.copy is not None:
+                self.copies.add(way.copy, _sent(context))
         self._measure(context)
 
     @subscribes(ALERTS_OF_ALL, at={"severity": Priority.CRITICAL.token})
@@ -91,6 +102,18 @@ class RouterService(Service[RouterSettings]):
             self.emergencies.on_receipts(body, context)
         except DeniedError as error:
             self.bus.reject(error, context.subject, context.data)
+
+    def _admit(self, arrival: Arrival) -> None:
+        """Hold back who sends too much, before anything is spent on the message."""
+        sender = arrival.sender_name or ""
+        urgent = arrival.priority == Priority.CRITICAL.token
+        try:
+            self.limits.take(sender, urgent=urgent, at_s=time.monotonic())
+        except ExhaustedError as error:
+            self.metrics.count(f"refused.{error.reason}")
+            if self.limits.is_proven(sender):
+                self.announcer.limited(sender, error)
+            raise
 
     async def _refuse(self, error: TocsinError, context: Context) -> None:
         """Tell a sender why its message goes nowhere."""

@@ -37,3 +37,11 @@ class RouterSettings(BusSettings):
     max_refusals_waiting: Annotated[int, Field(ge=1, le=65_536)] = Field(
         1024, description="Refusals that wait to be published; those beyond are counted and audited only."
     )
+    messages_per_sender_per_s: Annotated[float, Field(ge=1, le=100_000)] = Field(
+        500.0,
+        description="Messages that one sender may send each second in the long run, at this router. "
+        "Emergencies have the same allowance, for themselves.",
+    )
+    burst_per_sender: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        1000, description="Messages that one sender may send at once."
+    )

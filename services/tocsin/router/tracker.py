@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 
 from tocsin.contracts.errors import ExhaustedError, InvalidInputError
 from tocsin.contracts.fleet import AgentRecord
+from tocsin.contracts.policy import Audience
 from tocsin.contracts.routing import Delivery, Receipt
 from tocsin.router.accounts import account, is_due
-from tocsin.router.policy import Audience
 
 MAX_ENDED = 16_384
 CLOCK_SKEW_NS = 30_000_000_000

@@ -17,7 +17,7 @@ def test_the_reference_is_not_stale() -> None:
     expected = render()
     found = {
         str(path.relative_to(DOCS)): path.read_text(encoding="utf-8")
-        for path in (DOCS / "subjects.md", *sorted((DOCS / "schemas").glob("*")))
+        for path in (DOCS / "subjects.md", DOCS / "policy.md", *sorted((DOCS / "schemas").glob("*")))
         if path.exists()
     }
     stale = {path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path)}
@@ -40,8 +40,9 @@ def test_everything_in_the_catalogue_is_on_the_page() -> None:
 
 def test_every_link_to_a_schema_leads_to_one() -> None:
     files = render()
-    links = {part.partition(")")[0] for part in files["subjects.md"].split("](")[1:]}
-    assert {link for link in links if link.startswith("schemas/")} == set(files) - {"subjects.md"}
+    pages = {"subjects.md", "policy.md"}
+    links = {part.partition(")")[0] for page in pages for part in files[page].split("](")[1:]}
+    assert {link for link in links if link.startswith("schemas/")} == set(files) - pages
 
 
 def test_a_schema_says_what_the_model_does() -> None:

@@ -14,9 +14,10 @@ from tocsin.contracts.decisions import Option, Proposal
 from tocsin.contracts.errors import DeniedError, InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import Priority, Role, ServiceName, Severity, SpiffeId
 from tocsin.contracts.observations import Finding, FindingKind, Incident, Observations, Technique
+from tocsin.contracts.policy import POLICY, Reach, parse_audience
 from tocsin.contracts.response import Action, Command, ResponseOrder
 from tocsin.contracts.routing import Coordination, Discovery, Intelligence, ThreatAlert
-from tocsin.router.policy import POLICY, Reach, Route, parse_audience, route
+from tocsin.router.policy import Route, route
 
 DOMAIN = "test.tocsin"
 CLEARED = {Role.SENTINEL, Role.HUNTER, Role.ANALYST, Role.SPECIALIST, Role.ADMIN}
@@ -121,7 +122,7 @@ def expected_reason(type_name: str, role: Role, audience: str, priority: Priorit
         "audience_not_allowed": not admissible,
         "priority_not_allowed": priority is Priority.CRITICAL and type_name != "threat_alert",
         "content_not_allowed": type_name == "coordination" and role is Role.GUARDIAN,
-        "no_such_recipient": secret and name == "nobody",
+        "no_such_recipient": name == "nobody" and priority < Priority.CRITICAL,
         "no_need_to_know": secret and name.removesuffix("-9") not in CLEARED,
     }
     return next((reason for reason, applies in checks.items() if applies), None)
@@ -250,7 +251,7 @@ CASES = [
         "a canary's incident",
         "coordination",
         Role.CANARY,
-        "agent.a",
+        "agent.analyst-9",
         HIGH,
         Coordination(content=INCIDENT),
         "content_not_allowed",
@@ -259,7 +260,7 @@ CASES = [
         "a hunter's assessment",
         "coordination",
         Role.HUNTER,
-        "agent.a",
+        "agent.analyst-9",
         HIGH,
         Coordination(content=ASSESSMENT),
         "content_not_allowed",
@@ -268,7 +269,7 @@ CASES = [
         "a hunter's incident",
         "coordination",
         Role.HUNTER,
-        "agent.a",
+        "agent.analyst-9",
         HIGH,
         Coordination(content=INCIDENT),
         None,
