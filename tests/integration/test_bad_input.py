@@ -303,9 +303,9 @@ CASES = [
         ),
     ),
     Case(
-        "intelligence for a guardian",
+        "intelligence in the open",
         "host",
-        "no_need_to_know",
+        "not_sealed",
         delivered(TO_GUARDIAN, "intelligence", SECRET, Role.HUNTER, audience="agent.guardian-01"),
     ),
     Case(
