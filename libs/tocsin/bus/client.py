@@ -35,13 +35,14 @@ from tocsin.bus.ending import end_tasks
 from tocsin.bus.envelope import Content, encode_body, encode_content, make_content
 from tocsin.bus.history import History
 from tocsin.bus.identities import IdentityDirectory
-from tocsin.bus.intake import Handler, Intake
+from tocsin.bus.intake import Handler, Intake, Reject
 from tocsin.bus.opener import Arrival, Context, Opener
 from tocsin.bus.outbox import Outbox, check_size
 from tocsin.bus.priorities import URGENT, Admit, PriorityLines
 from tocsin.bus.proving import Prover
 from tocsin.bus.records import Records
 from tocsin.bus.requests import Replies, error_reply
+from tocsin.bus.revocations import NS_PER_S, RevocationBook, RevocationFollower
 from tocsin.bus.sealing import check_sealing, seal_content
 from tocsin.bus.settings import BusSettings
 from tocsin.bus.signing import BatchSigner
@@ -53,6 +54,7 @@ from tocsin.contracts.errors import (
     InvariantBrokenError,
     TocsinError,
     UnavailableError,
+    UntrustedError,
 )
 from tocsin.contracts.identifiers import Priority, SpiffeId
 from tocsin.contracts.operations import MetricsSnapshot
@@ -95,7 +97,10 @@ class Bus:
         self.id = credentials.id
         self.backend = select_backend(settings.signature_backend)
         self.trust = TrustStore(credentials.root_pem, self.backend)
-        self.opener = Opener(self.trust, self.backend, started_ns=time.time_ns())
+        started_ns = time.time_ns()
+        book = RevocationBook(max_age_ns=int(settings.revocations_max_age_s * NS_PER_S), started_ns=started_ns)
+        self.opener = Opener(self.trust, self.backend, started_ns=started_ns, revocations=book)
+        self.revocations = RevocationFollower(self, book)
         self.audiences: frozenset[str] = frozenset({"all", credentials.id.token})
         """What this process's readers may read from subjects that several share."""
         self._threads = ThreadPoolExecutor(settings.verify_threads, thread_name_prefix="verify-other")
@@ -108,6 +113,7 @@ class Bus:
         self._intakes: list[Intake] = []
         self._subscriptions: list[Subscription] = []
         self._on_identities: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self._on_reject: list[Reject] = []
         self._consumers: list[Consumer] = []
         self._connection: Connection | None = None
         self._second: Connection | None = None
@@ -133,6 +139,8 @@ class Bus:
                 self.trust.add_chain(self.credentials.chain)
                 await self._directory.publish(self.id, self.credentials.chain)
             await self._directory.start(self.spawn, timeout_s=self.settings.connect_timeout_s)
+            await self.revocations.start()
+            self._refuse_own_revocation()
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -653,6 +661,12 @@ class Bus:
     def reject(self, error: TocsinError, subject: str, data: bytes) -> None:
         """Count and audit an envelope that was refused."""
         self._rejections.add(error, subject, data)
+        for told in self._on_reject:
+            told(error, subject, data)
+
+    def on_reject(self, told: Reject) -> None:
+        """Call ``told`` with every envelope that is refused: its error, subject and bytes, nothing verified."""
+        self._on_reject.append(told)
 
     # --- State --------------------------------------------------------------------------------
 
@@ -683,6 +697,14 @@ class Bus:
         await self.connection.flush()
 
     # --- Inside -------------------------------------------------------------------------------
+
+    def _refuse_own_revocation(self) -> None:
+        if self.trust.is_revoked(self.credentials.key.signer.key_id):
+            raise UntrustedError(
+                f"the key of {self.id} was revoked",
+                reason="revoked",
+                advice="give it a new key: docs/how-to/revoke-a-key.md",
+            )
 
     def _identities_changed(self) -> None:
         for intake in self._intakes:
