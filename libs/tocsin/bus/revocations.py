@@ -62,7 +62,8 @@ class RevocationBook:
     @property
     def confirmed(self) -> bool:
         """Whether the last statement was about the list that is held."""
-        return self._stated is not None and self._names_held(self._stated)
+        stated = self._stated
+        return stated is not None and (stated.number, stated.leaf) == (self.number, self.leaf)
 
     def take(self, offered: RevocationList, leaf: bytes, *, now_ns: int) -> bool:
         """Take a list whose signature by the root was verified; False if it is the one that is held.
@@ -75,8 +76,7 @@ class RevocationBook:
         if self.held is not None and _age(offered) <= _age(self.held):
             raise UntrustedError(f"list {offered.number}, {self.number} was seen", reason="rolled_back")
         self.held, self.leaf = offered, leaf
-        if self._stated is not None:
-            self.hear(self._stated, now_ns=now_ns)
+        self._confirm(now_ns=now_ns)
         return True
 
     def hear(self, statement: RevocationStatement, *, now_ns: int) -> bool:
@@ -91,11 +91,7 @@ class RevocationBook:
             )
         if self._stated is None or statement.this_update_ns >= self._stated.this_update_ns:
             self._stated = statement
-        if not self._names_held(statement):
-            return False
-        # Fleet's clock may be ahead of ours: that buys nobody time.
-        self._confirmed_ns = max(self._confirmed_ns, min(statement.this_update_ns, now_ns))
-        return True
+        return self._confirm(now_ns=now_ns)
 
     def age_ns(self, now_ns: int) -> int:
         """Return for how long nobody has confirmed what is held."""
@@ -118,8 +114,12 @@ class RevocationBook:
                 advice="is fleet running?",
             )
 
-    def _names_held(self, statement: RevocationStatement) -> bool:
-        return (statement.number, statement.leaf) == (self.number, self.leaf)
+    def _confirm(self, *, now_ns: int) -> bool:
+        if self._stated is None or not self.confirmed:
+            return False
+        # Fleet's clock may be ahead of ours: that buys nobody time.
+        self._confirmed_ns = max(self._confirmed_ns, min(self._stated.this_update_ns, now_ns))
+        return True
 
 
 class RevocationFollower:
