@@ -210,9 +210,6 @@ async def test_a_list_is_never_rolled_back(world: World) -> None:
         await reader.connection.publish(REVOCATION_LIST.at(), earlier[1].data)
         await eventually(lambda: reader.metrics.counter("rejected.rolled_back") == 1)
         assert reader.revocations.book.number == 2
-        assert len((await reader.last(REVOCATION_LIST) or earlier)[0].entries) == 1, (
-            "the broker shows the earlier"
-        )  # type: ignore[attr-defined]
         fresh = await world.agent(Role.GUARDIAN, "guardian-02")
         assert fresh.revocations.book.number == 1
         assert not fresh.revocations.book.confirmed, (

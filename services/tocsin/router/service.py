@@ -25,6 +25,7 @@ from tocsin.contracts.routing import Receipts
 from tocsin.router.announcer import Announcer
 from tocsin.router.copies import Copies
 from tocsin.router.limits import RateLimits
+from tocsin.router.clocks import ClockTeller
 from tocsin.router.policy import Route, route
 from tocsin.router.recipients import check_recipients
 from tocsin.router.roster import Roster
@@ -57,6 +58,7 @@ class RouterService(Service[RouterSettings]):
             burst=settings.burst_per_sender,
             enrolled=lambda name: self.roster.role_of(name) is not None,
         )
+        self._clocks = ClockTeller(bus, self.announcer, per_s=settings.clock_checks_per_s)
         self._wake = asyncio.Event()
 
     async def prepare(self) -> None:
@@ -67,6 +69,7 @@ class RouterService(Service[RouterSettings]):
         """Keep the roster, pursue emergencies, announce; then hear what agents say."""
         self.announcer.start()
         self.copies.start()
+        self._clocks.start()
         self.bus.spawn(self.roster.keep(pause_s=self.settings.roster_refresh_s), "roster")
         self.bus.spawn(self._pursue(), "emergencies")
         await self.bus.subscribe_by_priority(ROUTE, self.forward, queue=self.name.value, admit=self._admit)
