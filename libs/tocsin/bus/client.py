@@ -140,7 +140,7 @@ class Bus:
                 await self._directory.publish(self.id, self.credentials.chain)
             await self._directory.start(self.spawn, timeout_s=self.settings.connect_timeout_s)
             await self.revocations.start()
-            self._refuse_own_revocation()
+            self.require_not_revoked(self.id, self.credentials.key)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -218,6 +218,19 @@ class Bus:
         """Whether this process has a certificate that is valid now: else nobody believes it."""
         identity = self.trust.identity(self.credentials.key.signer.key_id)
         return identity is not None and identity.valid_at(time.time_ns())
+
+    def require_not_revoked(self, spiffe_id: SpiffeId, key: LocalKey) -> None:
+        """Check that a key of this process's own still counts: with a revoked one nobody would believe it.
+
+        Raises:
+            UntrustedError: ``revoked``.
+        """
+        if self.trust.is_revoked(key.signer.key_id):
+            raise UntrustedError(
+                f"the key of {spiffe_id} was revoked",
+                reason="revoked",
+                advice="give it a new key: docs/how-to/revoke-a-key.md",
+            )
 
     def add_key(self, key: LocalKey, ids: tuple[SpiffeId, ...]) -> BatchSigner:
         """Let this process sign as ``ids`` with ``key`` (an agent with a key of its own)."""
@@ -697,14 +710,6 @@ class Bus:
         await self.connection.flush()
 
     # --- Inside -------------------------------------------------------------------------------
-
-    def _refuse_own_revocation(self) -> None:
-        if self.trust.is_revoked(self.credentials.key.signer.key_id):
-            raise UntrustedError(
-                f"the key of {self.id} was revoked",
-                reason="revoked",
-                advice="give it a new key: docs/how-to/revoke-a-key.md",
-            )
 
     def _identities_changed(self) -> None:
         for intake in self._intakes:

@@ -133,13 +133,15 @@ class System:
         return await bus.ask_with(CONSENSUS_EPOCH, sent, root_id, timeout_s=10.0)
 
     def _seats(self, bus: Bus, roster: Roster) -> list[Seat]:
-        """Return every enrolled agent with its key.
+        """Return every enrolled agent with its key, but for those whose key was revoked.
 
         Raises:
             UnavailableError: ``unknown_key``: a certificate has not come here yet.
         """
         seats = []
         for entry in roster.entries:
+            if bus.trust.is_revoked(entry.agent.key_id):
+                continue
             identity = bus.trust.identity(entry.agent.key_id)
             if identity is None:
                 raise UnavailableError(f"the key of {entry.agent.name} is not known yet", reason="unknown_key")
