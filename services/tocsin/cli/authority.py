@@ -63,7 +63,7 @@ def make_private_folder(folder: Path) -> None:
 
 
 def open_or_create(folder: Path, domain: str) -> Authority:
-    """Return the root of a folder, made on first use.
+    """Return the root of a folder, made on first use. An intermediate that is missing is made anew.
 
     Raises:
         ConflictError: ``other_domain``: the folder's authority is for another trust domain.
@@ -78,6 +78,9 @@ def open_or_create(folder: Path, domain: str) -> Authority:
             reason="other_domain",
             advice="choose another state folder",
         )
+    if not (folder / f"{FLEET}.pem").exists():
+        # It was revoked and taken away.
+        root.issue_intermediate(FLEET, now=datetime.now(UTC)).save(folder, FLEET)
     return root
 
 
