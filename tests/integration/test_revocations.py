@@ -124,9 +124,8 @@ async def test_a_key_that_is_revoked_while_it_sends_is_refused_everywhere_within
         await router.bus.connection.publish(DELIVER_ALL.at(), forged.data)
         await eventually(lambda: all(r.bus.metrics.counter("rejected.revoked") == 1 for r in readers))
         sending.cancel()
-        told = {(by.by, by.claimed_key_id) for by in auditor.rejected if by.reason == "revoked"}
-        await eventually(lambda: _audited(auditor, key_id) >= {str(bus.id.token) for bus in processes[:1]})
-        assert all(claimed == key_id for _, claimed in told)
+        certified = [router.bus]  # agents' own processes publish no audit: their hosts do
+        await eventually(lambda: _audited(auditor, key_id) == {bus.id.token for bus in certified})
         assert not thief.certified, "the process knows that nobody believes it"
 
 
