@@ -169,7 +169,9 @@ def _bus(
         credentials_dir=credentials_dir,
         signature_backend=options.backend.name,
     )
-    return Bus(settings, issue_service(root, service, instance, credentials_dir, backend=options.backend), Metrics())
+    return Bus(
+        settings, issue_service(root, service, instance, credentials_dir, backend=options.backend), Metrics()
+    )
 
 
 def router_process(instance: str) -> str:

@@ -164,6 +164,31 @@ async def test_what_a_compromised_key_has_stored_is_refused_and_what_a_retired_o
         assert len(late.alerts) == 1, "what it signs after that moment counts no more"
 
 
+async def test_what_waits_in_a_line_when_its_key_is_revoked_is_not_handled(world: World) -> None:
+    reader = await world.agent(Role.GUARDIAN, "guardian-01")
+    router = await world.service(ServiceName.ROUTER)
+    thief = await world.agent(Role.SENTINEL, "sentinel-01")
+    key_id = thief.credentials.key.signer.key_id
+    await eventually(lambda: reader.trust.identity(key_id) is not None)
+    handled: list[bytes] = []
+    free = asyncio.Event()
+
+    async def slow(_: Message, context: Context) -> None:
+        handled.append(context.data)
+        await free.wait()
+
+    await reader.subscribe(DELIVER_ALL, slow)
+    for _ in range(5):
+        sent = await thief.make(THREAT_ALERT, HIGH, audience="all", priority=Priority.HIGH)
+        await router.connection.publish(DELIVER_ALL.at(), sent.data)
+    await eventually(lambda: reader.metrics.counter("envelopes_verified") == 5)
+    await router.send(REVOCATION_LIST.at(), signed_list(world, 1, key_id), stream=REVOCATION_LIST.stream)
+    await eventually(lambda: reader.trust.is_compromised(key_id))
+    free.set()
+    await eventually(lambda: reader.metrics.counter("rejected.revoked") == 4)
+    assert len(handled) == 1, "what is being handled is not undone"
+
+
 async def test_a_revoked_host_gets_no_certificate_any_more(world: World) -> None:
     hunters = [("hunter-01", Role.HUNTER)]
     async with FleetWorld(world, [token("h1", hunters)], world.folder) as fleet:
