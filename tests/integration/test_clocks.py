@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
+from router_support import running_router
 from support import World, eventually
 
 from tocsin.bus import Bus, Context
@@ -15,22 +14,9 @@ from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import EVENT, ROUTE
 from tocsin.contracts.identifiers import Priority, Role, ServiceName, Severity
 from tocsin.contracts.routing import Refusal, ThreatAlert
-from tocsin.router.service import RouterService
-from tocsin.router.settings import RouterSettings
 
 NS_PER_S = 1_000_000_000
 WHERE = ROUTE.at(type="threat_alert", priority="high", agent="sentinel-01")
-
-
-@asynccontextmanager
-async def router_on(world: World) -> AsyncIterator[RouterService]:
-    bus = await world.service(ServiceName.ROUTER)
-    service = RouterService(bus, RouterSettings(**world.settings().model_dump()))
-    await service.start()
-    try:
-        yield service
-    finally:
-        await service.stop()
 
 
 async def listen(world: World) -> list[Refusal]:
@@ -61,7 +47,7 @@ async def made_at(bus: Bus, now_ns: int) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize(("offset_s", "side"), [(300, "ahead of"), (-300, "behind")])
 async def test_a_sender_whose_clock_is_off_is_told_by_how_much(world: World, offset_s: int, side: str) -> None:
-    async with router_on(world) as router:
+    async with running_router(world) as router:
         refusals = await listen(world)
         sentinel = await world.agent(Role.SENTINEL, "sentinel-01")
         await eventually(lambda: router.bus.trust.identity(sentinel.credentials.key.signer.key_id) is not None)
@@ -77,7 +63,7 @@ async def test_a_sender_whose_clock_is_off_is_told_by_how_much(world: World, off
 
 
 async def test_what_does_not_verify_is_told_to_nobody_and_a_flood_is_not_all_verified(world: World) -> None:
-    async with router_on(world) as router:
+    async with running_router(world) as router:
         refusals = await listen(world)
         sentinel = await world.agent(Role.SENTINEL, "sentinel-01")
         await eventually(lambda: router.bus.trust.identity(sentinel.credentials.key.signer.key_id) is not None)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
 from fleet_support import FleetWorld, agent_id, recorder, token
+from router_support import running_router
 from support import DOMAIN, World, eventually
 
 from tocsin.agent.enrol import enrol
@@ -33,8 +32,6 @@ from tocsin.contracts.operations import RejectedEnvelope
 from tocsin.contracts.revocations import Revocation, RevocationList, RevocationReason
 from tocsin.contracts.routing import ThreatAlert
 from tocsin.contracts.subjects import EVENT_AUDIENCE
-from tocsin.router.service import RouterService
-from tocsin.router.settings import RouterSettings
 from tocsin.telemetry import Metrics
 
 HIGH = ThreatAlert(severity=Severity.HIGH, summary="smoke")
@@ -71,17 +68,6 @@ async def alert(bus: Bus, name: str, body: ThreatAlert = HIGH) -> Sent:
     return await bus.publish(ROUTE, THREAT_ALERT, body, audience="all", priority=priority, at=at)
 
 
-@asynccontextmanager
-async def router_on(world: World) -> AsyncIterator[RouterService]:
-    bus = await world.service(ServiceName.ROUTER)
-    service = RouterService(bus, RouterSettings(**world.settings().model_dump()))
-    await service.start()
-    try:
-        yield service
-    finally:
-        await service.stop()
-
-
 @dataclass
 class Reader:
     """Keeps what reaches it."""
@@ -98,7 +84,7 @@ class Reader:
 
 
 async def test_a_key_that_is_revoked_while_it_sends_is_refused_everywhere_within_a_second(world: World) -> None:
-    async with FleetWorld(world, [], world.folder) as fleet, router_on(world) as router:
+    async with FleetWorld(world, [], world.folder) as fleet, running_router(world) as router:
         await fleet.start_fleet()
         readers = [Reader(await world.agent(Role.GUARDIAN, f"guardian-0{n}")) for n in range(2)]
         for reader in readers:

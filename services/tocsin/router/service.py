@@ -23,9 +23,9 @@ from tocsin.contracts.errors import (
 from tocsin.contracts.identifiers import Priority, ServiceName
 from tocsin.contracts.routing import Receipts
 from tocsin.router.announcer import Announcer
+from tocsin.router.clocks import ClockTeller
 from tocsin.router.copies import Copies
 from tocsin.router.limits import RateLimits
-from tocsin.router.clocks import ClockTeller
 from tocsin.router.policy import Route, route
 from tocsin.router.recipients import check_recipients
 from tocsin.router.roster import Roster
