@@ -28,6 +28,7 @@ CASE_TIMEOUT_S = 45.0
 QUIET_S = 2.5
 """A hunter gathers for at most two seconds: so long after the last alert, no further case begins."""
 MAX_EARLY_BALLOTS = 64
+MAX_EARLY_DELIVERIES = 256
 NS_PER_MS = 1e6
 
 Tell = Callable[[Moment], None]
@@ -47,6 +48,7 @@ class Job:
         self._attack_ns: int | None = None
         self._last_alert_s = 0.0
         self._early_ballots: dict[bytes, dict[str, str]] = {}
+        self._early_deliveries: dict[bytes, Delivery] = {}
 
     async def watch(self) -> None:
         """Subscribe to what the story is told by."""
@@ -128,6 +130,8 @@ class Job:
             if case is not None:
                 case.order_leaf, case.order_issued_ns = context.leaf, context.content.issued_at
                 self.note("response", f"{context.sender.name} broadcasts: {alert.summary}")
+                if (early := self._early_deliveries.pop(context.leaf, None)) is not None:
+                    self._on_delivery(early)
             return
         story.alerts.append(alert)
         self._last_alert_s = time.monotonic()
@@ -198,6 +202,9 @@ class Job:
     def _on_delivery(self, delivery: Delivery) -> None:
         case = next((case for case in self.story.cases.values() if case.order_leaf == delivery.leaf), None)
         if case is None:
+            # Its account can overtake an order on the way here: emergencies are verified in a lane of their own.
+            if len(self._early_deliveries) < MAX_EARLY_DELIVERIES:
+                self._early_deliveries[delivery.leaf] = delivery
             return
         case.delivery = delivery
         late = ""
