@@ -139,9 +139,10 @@ def test_envelopes_signed_ahead_are_taken_as_any_other() -> None:
     )
     results = parsed["results"]
     assert (results["sent"], results["received"], results["lost"], results["duplicates"]) == (40, 40, 0, 0)
-    # Each is signed alone, and verified in full by the router and by its recipient's host.
+    # Each is signed alone, and verified in full by the router and by its recipient's host; a statement of the
+    # revocations may come besides.
     assert results["batch_mean"] == 1.0
-    assert results["full_verifications_per_message"] == 2.0
+    assert 2.0 <= results["full_verifications_per_message"] <= 2.5
     assert results["refused"] == {}
     assert set(results["signed_ahead"]) == {"planned_s", "took_s", "start_late_s"}
     assert set(results["setup_s"]) == {"certificates", "records", "routers", "hosts"}
