@@ -1,7 +1,7 @@
 """Agents to measure with, on a broker that runs: planned, certified and enrolled without the service fleet.
 
-What fleet would do is done here with fleet's own identity: certify the agents' keys and put their records into
-the bucket ``agents``.
+What fleet would do is done here with fleet's own identity: certify the agents' keys, put their records into the
+bucket ``agents``, and state which keys are revoked (none), without which nobody takes an alert that has effects.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tocsin.contracts.fleet import AgentRecord
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.contracts.operations import MetricsSnapshot
 from tocsin.crypto import Authority, LocalKey
+from tocsin.fleet.revocations import RevocationStater
 from tocsin.telemetry import Metrics, configure_logging
 
 GENERATION = 1
@@ -33,6 +34,7 @@ READY_TIMEOUT_S = 60.0
 AT_ONCE = 64
 """Records that wait for the broker's confirmation at a time."""
 FIGURES_TIMEOUT_S = 10.0
+STATEMENT_S = 5.0
 
 
 @dataclass
@@ -143,11 +145,21 @@ async def fleet_on(
     async with _bus(ServiceName.CLI, nats_url, token_file, options, folder, root) as bus:
         fleet = Fleet(options, folder, nats_url, token_file, root, plan_agents(options), bus)
         await bus.subscribe(METRICS, fleet.on_metrics)
-        yield fleet
+        stating = _bus(ServiceName.FLEET, nats_url, token_file, options, folder, root, instance="1")
+        async with stating:
+            stating.spawn(RevocationStater(stating, interval_s=STATEMENT_S).run(), "revocation statements")
+            yield fleet
 
 
 def _bus(
-    service: ServiceName, nats_url: str, token_file: Path, options: FleetOptions, folder: Path, root: Authority
+    service: ServiceName,
+    nats_url: str,
+    token_file: Path,
+    options: FleetOptions,
+    folder: Path,
+    root: Authority,
+    *,
+    instance: str = "0",
 ) -> Bus:
     """Return a bus of a service's own, not yet open."""
     credentials_dir = folder / "credentials" / service.value
@@ -157,7 +169,9 @@ def _bus(
         credentials_dir=credentials_dir,
         signature_backend=options.backend.name,
     )
-    return Bus(settings, issue_service(root, service, "0", credentials_dir, backend=options.backend), Metrics())
+    return Bus(
+        settings, issue_service(root, service, instance, credentials_dir, backend=options.backend), Metrics()
+    )
 
 
 def router_process(instance: str) -> str:

@@ -37,12 +37,13 @@ class World:
     buses: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     def settings(self) -> BusSettings:
-        """Return settings that reach this broker."""
+        """Return settings that reach this broker. No fleet runs in most tests, so nobody waits for its word."""
         return BusSettings(
             nats_url=self.broker.url,
             nats_token_file=self.broker.token_file,
             connect_timeout_s=10,
             metrics_interval_s=0.2,
+            revocations_max_age_s=3_600,
         )
 
     def credentials(self, *ids: SpiffeId, generation: int = 1) -> Credentials:

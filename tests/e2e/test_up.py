@@ -169,3 +169,21 @@ def test_tail_prints_verified_events_as_json(up: Up) -> None:
         assert tail.wait(10) in {0, 130}
     assert line["type"] == "metrics"
     assert line["sender"].startswith("spiffe://tocsin.local/")
+
+
+def test_a_revoked_host_is_refused_and_cannot_start_again(up: Up) -> None:
+    command = [*TOCSIN, "ca", "revoke", "--reason", "compromised", "--state", str(up.state)]
+    nobody = subprocess.run([*command, "nobody-01"], capture_output=True, text=True, timeout=30, check=False)
+    assert (nobody.returncode, "no key speaks for 'nobody-01'" in nobody.stderr) == (65, True)
+    done = subprocess.run([*command, "hunter-01"], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"revoked    [0-9a-f]{64}  as compromised; it spoke for .*/hunter/hunter-01", done.stdout)
+    assert "list       1, in force" in done.stdout
+    wait_for(up.state / "logs" / "router.log", "keys_revoked", within_s=1)
+    up.process.send_signal(signal.SIGTERM)
+    assert up.process.wait(30) == 0
+    again = subprocess.run(
+        [*START, "--state", str(up.state)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert again.returncode == 69
+    assert "was revoked (give it a new key" in again.stderr

@@ -58,9 +58,12 @@ class Membership:
 
         Raises:
             TocsinError: fleet refuses, or its answer does not hold.
+            UntrustedError: ``revoked``: one of the keys counts no more.
             UnavailableError: not in time.
         """
         own = next(iter(self.held.values()))
+        for held in self.held.values():
+            bus.require_not_revoked(held.id, held.key)
         await asyncio.gather(
             *(self._join(bus, group, held, timeout_s=timeout_s) for group, held in self.held.items())
         )

@@ -35,7 +35,7 @@ from tocsin.bus.ending import end_tasks
 from tocsin.bus.envelope import Content, encode_body, encode_content, make_content
 from tocsin.bus.history import History
 from tocsin.bus.identities import IdentityDirectory
-from tocsin.bus.intake import Handler, Intake
+from tocsin.bus.intake import Handler, Intake, Reject
 from tocsin.bus.opener import Arrival, Context, Opener
 from tocsin.bus.outbox import Outbox, check_size
 from tocsin.bus.priorities import URGENT, Admit, PriorityLines
@@ -44,6 +44,7 @@ from tocsin.bus.reader import StreamReader
 from tocsin.bus.records import Records
 from tocsin.bus.replay import Ledger
 from tocsin.bus.requests import RESEND_S, URGENT_RESEND_S, Replies, error_reply
+from tocsin.bus.revocations import NS_PER_S, RevocationBook, RevocationFollower
 from tocsin.bus.sealing import check_sealing, seal_content
 from tocsin.bus.settings import BusSettings
 from tocsin.bus.signing import BatchSigner
@@ -63,6 +64,7 @@ from tocsin.contracts.errors import (
     InvariantBrokenError,
     TocsinError,
     UnavailableError,
+    UntrustedError,
 )
 from tocsin.contracts.identifiers import Priority, SpiffeId
 from tocsin.contracts.operations import MetricsSnapshot
@@ -105,7 +107,10 @@ class Bus:
         self.id = credentials.id
         self.backend = select_backend(settings.signature_backend)
         self.trust = TrustStore(credentials.root_pem, self.backend)
-        self.opener = Opener(self.trust, self.backend, started_ns=time.time_ns())
+        started_ns = time.time_ns()
+        book = RevocationBook(max_age_ns=int(settings.revocations_max_age_s * NS_PER_S), started_ns=started_ns)
+        self.opener = Opener(self.trust, self.backend, started_ns=started_ns, revocations=book)
+        self.revocations = RevocationFollower(self, book)
         self.audiences: frozenset[str] = frozenset({"all", credentials.id.token})
         """What this process's readers may read from subjects that several share."""
         self._threads = ThreadPoolExecutor(settings.verify_threads, thread_name_prefix="verify-other")
@@ -118,6 +123,7 @@ class Bus:
         self._intakes: list[Intake] = []
         self._subscriptions: list[Subscription] = []
         self._on_identities: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self._on_reject: list[Reject] = []
         self._consumers: list[Consumer] = []
         self._connection: Connection | None = None
         self._second: Connection | None = None
@@ -143,6 +149,8 @@ class Bus:
                 self.trust.add_chain(self.credentials.chain)
                 await self._directory.publish(self.id, self.credentials.chain)
             await self._directory.start(self.spawn, timeout_s=self.settings.connect_timeout_s)
+            await self.revocations.start()
+            self.require_not_revoked(self.id, self.credentials.key)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -220,6 +228,19 @@ class Bus:
         """Whether this process has a certificate that is valid now: else nobody believes it."""
         identity = self.trust.identity(self.credentials.key.signer.key_id)
         return identity is not None and identity.valid_at(time.time_ns())
+
+    def require_not_revoked(self, spiffe_id: SpiffeId, key: LocalKey) -> None:
+        """Check that a key of this process's own still counts: with a revoked one nobody would believe it.
+
+        Raises:
+            UntrustedError: ``revoked``.
+        """
+        if self.trust.is_revoked(key.signer.key_id):
+            raise UntrustedError(
+                f"the key of {spiffe_id} was revoked",
+                reason="revoked",
+                advice="give it a new key: docs/how-to/revoke-a-key.md",
+            )
 
     def add_key(self, key: LocalKey, ids: tuple[SpiffeId, ...]) -> BatchSigner:
         """Let this process sign as ``ids`` with ``key`` (an agent with a key of its own)."""
@@ -751,6 +772,12 @@ class Bus:
     def reject(self, error: TocsinError, subject: str, data: bytes) -> None:
         """Count and audit an envelope that was refused."""
         self._rejections.add(error, subject, data)
+        for told in self._on_reject:
+            told(error, subject, data)
+
+    def on_reject(self, told: Reject) -> None:
+        """Call ``told`` with every envelope that is refused: its error, subject and bytes, nothing verified."""
+        self._on_reject.append(told)
 
     # --- State --------------------------------------------------------------------------------
 

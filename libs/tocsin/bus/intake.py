@@ -21,7 +21,7 @@ from tocsin.bus.opener import Arrival, Context, Inspected, Opener
 from tocsin.bus.proving import Prover
 from tocsin.bus.replay import DuplicateError
 from tocsin.contracts.base import Message
-from tocsin.contracts.errors import ExhaustedError, TocsinError
+from tocsin.contracts.errors import ExhaustedError, TocsinError, UntrustedError
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.contracts.subjects import MessageClass
 from tocsin.telemetry import Metrics, get_logger
@@ -200,6 +200,12 @@ class Intake:
 
     async def _handle(self, body: Message, context: Context) -> None:
         begun = time.perf_counter()
+        try:
+            self._opener.require_trusted(context.kind, context.key_id)
+        except UntrustedError as refused:
+            self._reject(refused, context.subject, context.data)
+            self._failed(refused, context)
+            return
         try:
             await call(self._handler, body, context)
         except (Exception, asyncio.CancelledError) as error:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from tocsin.bus.envelope import Content, Envelope, decode_body, decode_envelope
 from tocsin.bus.replay import Ledger, ReplayWindow
+from tocsin.bus.revocations import RevocationBook
 from tocsin.bus.sealing import Bodies
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import ERROR_REPLY
@@ -178,6 +179,7 @@ class Opener:
         batches: BatchVerifier | None = None,
         replay: ReplayWindow | None = None,
         ledger: Ledger | None = None,
+        revocations: RevocationBook | None = None,
     ) -> None:
         self.trust = trust
         self.backend = backend
@@ -187,6 +189,8 @@ class Opener:
         self.ledger = Ledger() if ledger is None else ledger
         self.enrolments = ReplayWindow(MAX_ENROLMENTS)
         self.bodies = Bodies()
+        self.revocations = revocations
+        """None for a reader that acts on nothing: it does not ask how fresh its knowledge of revoked keys is."""
 
     def inspect(self, data: bytes, arrival: Arrival, *, now_ns: int) -> Inspected:
         """Steps 1 to 8.
@@ -237,6 +241,9 @@ class Opener:
         content, kind, sender = inspected.envelope.content, inspected.kind, inspected.sender
         if not kind.senders.admit(sender) or (restrict is not None and not restrict(sender)):
             raise DeniedError(f"{sender} may not send {kind.name} here", reason="sender_not_allowed")
+        self.require_trusted(kind, inspected.envelope.key_id)
+        if kind.effects_from is not None and self.revocations is not None:
+            self.revocations.check_effects(kind, content.priority, now_ns=now_ns)
         # Step 12 before 11 where 11 leaves a mark: a body that is refused claims nothing.
         body = self.bodies.read(inspected.envelope, kind)
         until_ns = content.issued_at + content.ttl_ms * NS_PER_MS + CLOCK_SKEW_NS
@@ -262,6 +269,16 @@ class Opener:
         )
         return body, context
 
+    def require_trusted(self, kind: MessageType[Message], key: bytes) -> None:
+        """Check once more that a key was not revoked as compromised while its message waited in a line.
+
+        Raises:
+            UntrustedError: ``revoked``.
+        """
+        # Who enrols with such a key is answered by fleet.
+        if self.trust.is_compromised(key) and kind.message_class is not MessageClass.ENROL:
+            raise revoked(key)
+
     def open(self, data: bytes, arrival: Arrival, *, now_ns: int) -> tuple[Message, Context]:
         """All twelve steps in a row, for tools and records; the bus runs step 9 in threads."""
         inspected = self.inspect(data, arrival, now_ns=now_ns)
@@ -272,12 +289,16 @@ class Opener:
         root = self.trust.root
         identity = root if envelope.key_id == root.key_id else self.trust.identity(envelope.key_id)
         if identity is None:
+            if self.trust.is_revoked(envelope.key_id):
+                raise revoked(envelope.key_id)
             raise UntrustedError(f"key {envelope.key_id.hex()[:16]} is not known here", reason="unknown_key")
         # Live: valid now. Stored: valid when it was issued. Records and evidence are not judged by time.
         at_ns = {MessageClass.LIVE: now_ns, MessageClass.STORED: envelope.content.issued_at}.get(
             kind.message_class
         )
         if at_ns is not None and not identity.not_before_ns <= at_ns <= identity.not_after_ns:
+            if self.trust.is_revoked(envelope.key_id):
+                raise revoked(envelope.key_id)
             raise UntrustedError("the certificate is not valid at that time", reason="certificate_expired")
         if not identity.names(envelope.content.sender):
             raise UntrustedError("the certificate does not name this sender", reason="wrong_sender")
@@ -292,6 +313,11 @@ class Opener:
 
     def _root(self, envelope: Envelope) -> bytes:
         return self.batches.root_of(envelope.leaf, envelope.proof)
+
+
+def revoked(key: bytes) -> UntrustedError:
+    """Return the refusal of a message by a key that was revoked."""
+    return UntrustedError(f"key {key.hex()[:16]} was revoked", reason="revoked")
 
 
 def _check_clock(content: Content, kind: MessageType[Message], *, started_ns: int, now_ns: int) -> None:

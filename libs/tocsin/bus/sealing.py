@@ -172,7 +172,8 @@ class SealingKeys:
 
     def _ids(self, signing_key_id: bytes) -> frozenset[str]:
         """Return whom a signing key speaks for *now*: nobody, once it is revoked or superseded."""
-        identity = self._bus.trust.identity(signing_key_id)
+        trust = self._bus.trust
+        identity = None if trust.is_revoked(signing_key_id) else trust.identity(signing_key_id)
         return identity.ids if identity is not None else frozenset()
 
 

@@ -45,6 +45,11 @@ class BusSettings(BaseSettings):
     metrics_interval_s: Annotated[float, Field(ge=0.1, le=60)] = Field(
         1.0, description="How often this process publishes its figures, in seconds."
     )
+    revocations_max_age_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        30.0,
+        description="Without word from fleet on revoked keys for so long, in seconds, messages that have effects "
+        "are refused.",
+    )
     health_host: str = Field("127.0.0.1", description="Address of /healthz, /readyz and /metrics.")
     health_port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="Its port; 0 takes a free one.")
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = Field(

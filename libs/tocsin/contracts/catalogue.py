@@ -17,11 +17,12 @@ from tocsin.contracts import (
     operations,
     quantum,
     response,
+    revocations,
     routing,
     workflows,
 )
 from tocsin.contracts.base import Message
-from tocsin.contracts.identifiers import Kind, Role, ServiceName
+from tocsin.contracts.identifiers import Kind, Priority, Role, ServiceName
 from tocsin.contracts.subjects import (
     ANY_AUDIENCE,
     EVENT_AUDIENCE,
@@ -60,6 +61,7 @@ THREAT_ALERT = MessageType(
     senders(*Role, ServiceName.CLI),
     ttl_ms=3_600_000,
     doc="Something is wrong; CRITICAL: something must be done.",
+    effects_from=Priority.CRITICAL,
 )
 COORDINATION = MessageType(
     "coordination",
@@ -89,6 +91,7 @@ CONSENSUS_PROPOSAL = MessageType(
     senders(Role.ADMIN),
     ttl_ms=0,
     doc="Shall we do X about Y.",
+    effects_from=Priority.LOW,
 )
 ROUTED: tuple[MessageType[Message], ...] = (
     DISCOVERY,
@@ -185,6 +188,7 @@ DECISION = MessageType(
     256 * KIB,
     86_400_000,
     "A decision ended.",
+    effects_from=Priority.LOW,
 )
 CONSENSUS_BALLOT = Subject(
     "CONSENSUS_BALLOT",
@@ -208,6 +212,42 @@ CONSENSUS_DECISION = Subject(
     EVENT_AUDIENCE,
     "Announcements of decisions; the certificates are in the object store CERTIFICATES.",
     stream="DECISIONS",
+)
+
+# --- Revoked keys -------------------------------------------------------------------------------
+
+REVOCATIONS = MessageType(
+    "revocations",
+    revocations.RevocationList,
+    MessageClass.EVIDENCE,
+    senders(Kind.AUTHORITY),
+    900 * KIB,
+    0,
+    "All keys that count no more; the root's own word.",
+)
+REVOCATIONS_STATEMENT = MessageType(
+    "revocations_statement",
+    revocations.RevocationStatement,
+    MessageClass.LIVE,
+    senders(ServiceName.FLEET),
+    16 * KIB,
+    30_000,
+    "Which list of revocations is the current one.",
+)
+REVOCATION_LIST = Subject(
+    "REVOCATION_LIST",
+    "revocations.list",
+    (REVOCATIONS,),
+    EVENT_AUDIENCE,
+    "The root's lists of revoked keys, to every process.",
+    stream="REVOCATIONS",
+)
+REVOCATION_STATEMENT = Subject(
+    "REVOCATION_STATEMENT",
+    "revocations.statement",
+    (REVOCATIONS_STATEMENT,),
+    EVENT_AUDIENCE,
+    "Fleet to every process, again and again: how a process knows that it knows all revocations.",
 )
 
 # --- Work ---------------------------------------------------------------------------------------
@@ -561,6 +601,8 @@ SUBJECTS: tuple[Subject, ...] = (
     CONSENSUS_VOTE,
     CONSENSUS_DECISION,
     CONSENSUS_EPOCHS,
+    REVOCATION_LIST,
+    REVOCATION_STATEMENT,
     WORK,
     QPU_JOB,
     RESULT,
@@ -588,6 +630,14 @@ STREAMS = (
         0,
         1024 * MIB,
         "Announcements of decisions, and epochs.",
+    ),
+    Stream(
+        "REVOCATIONS",
+        ("revocations.list",),
+        "limits",
+        0,
+        64 * MIB,
+        "Lists of revoked keys; the last one has all that those before it had.",
     ),
     Stream("EVENTS", ("event.>",), "limits", 7 * 86_400, 1024 * MIB, "Facts for the outside."),
     Stream("AUDIT", ("audit.>",), "limits", 30 * 86_400, 1024 * MIB, "The audit trail."),

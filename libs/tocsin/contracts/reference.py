@@ -101,6 +101,11 @@ arrays and maps are msgpack's own, and `"format": "binary"` is a msgpack *bin* w
 `maxLength` count. Where a body is shown as JSON, such bytes are in hexadecimal.
 """
 
+_EFFECTS = (
+    "A type with effects, from the priority given, is refused by a process that has not heard for 30 s which keys are "
+    "revoked."
+)
+
 
 def render() -> dict[str, str]:
     """Return every file of the reference: its text by its path below ``docs/reference``."""
@@ -142,9 +147,9 @@ def _subjects_page() -> str:
         ),
         _section(
             "Message types",
-            ("Type", "Class", "Time to live", "Who may send it", "Bytes at most", "What it says"),
+            ("Type", "Class", "Time to live", "Who may send it", "Bytes at most", "Effects", "What it says"),
             map(_type_row, message_types()),
-            _BODIES.strip(),
+            f"{_BODIES.strip()} {_EFFECTS}",
         ),
         _section("Classes", ("Class", "How long a message is good for"), _class_rows()),
         _section(
@@ -244,6 +249,7 @@ def _type_row(kind: MessageType[Message]) -> tuple[str, ...]:
         _duration(kind.ttl_ms / 1000) if timed else "",
         str(kind.senders),
         _size(kind.max_bytes),
+        "" if kind.effects_from is None else f"from {kind.effects_from.token}",
         kind.doc,
     )
 

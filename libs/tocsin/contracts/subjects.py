@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from tocsin.contracts.base import Message
 from tocsin.contracts.errors import InvalidInputError
-from tocsin.contracts.identifiers import Kind, Role, ServiceName, SpiffeId
+from tocsin.contracts.identifiers import Kind, Priority, Role, ServiceName, SpiffeId
 
 # Covariant, so that one table holds messages of every model: what is frozen is only read.
 M_co = TypeVar("M_co", bound=Message, covariant=True)
@@ -100,6 +100,9 @@ class MessageType(Generic[M_co]):
     doc: str = ""
     cleared: frozenset[Role] = frozenset()
     """The roles that have a need to know, and to whose keys alone its body is sealed; empty where it may be open."""
+    effects_from: Priority | None = None
+    """Messages of this priority and above bring about effects outside: they are refused by whoever does not
+    know which keys are revoked now. None: this type has no effects."""
 
 
 @dataclass(frozen=True, eq=False)

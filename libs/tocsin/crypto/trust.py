@@ -7,7 +7,7 @@ A chain is a leaf, or a leaf and one intermediate, both DER. What is checked, ea
 * each validity period lies within its issuer's: ``bad_validity``;
 * the names: ``bad_names``, ``wrong_domain``, ``beyond_authority`` (an intermediate vouches for agents and
   hosts only), ``shared_key``;
-* no key of the chain was revoked: ``revoked``;
+* no key of the chain was revoked as compromised, nor retired before the leaf began: ``revoked``;
 * no id goes back to a lower generation, or to a second key in the same one: ``stale_generation``.
 
 There is no clock here: an expired certificate is accepted into the store, because a stored message is
@@ -24,7 +24,7 @@ the chains come from is read again at start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from threading import Lock
@@ -33,7 +33,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tocsin.contracts.errors import ExhaustedError, InvalidInputError, UntrustedError
-from tocsin.contracts.identifiers import Kind
+from tocsin.contracts.identifiers import Kind, SpiffeId
 from tocsin.crypto.backends import select_backend
 from tocsin.crypto.certificates import ParsedCertificate, bad_certificate, violation
 from tocsin.crypto.signatures import Algorithm, SignatureBackend, Verifier
@@ -100,6 +100,7 @@ class TrustStore:
         self._issuers: dict[bytes, bytes] = {}
         self._claims: dict[str, _Claim] = {}
         self._revoked: set[bytes] = set()
+        self._retired: dict[bytes, int] = {}
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -122,7 +123,8 @@ class TrustStore:
         leaf, issuer = self._validate(chain)
         identity = self._identity(leaf, tuple(chain))
         with self._lock:
-            self._refuse_revoked(leaf.key_id, issuer.key_id)
+            self._refuse_revoked(leaf, issuer)
+            identity = self._until_retired(identity)
             self._refuse_stale(identity)
             held = self._identities.get(identity.key_id)
             if held is not None and _age(identity) < _age(held):
@@ -131,21 +133,60 @@ class TrustStore:
             self._take_over(identity, issuer.key_id)
         return identity
 
+    def is_compromised(self, key_id: bytes) -> bool:
+        """Tell whether a key was revoked as compromised: nothing that it signs is believed. Takes no lock."""
+        return key_id in self._revoked
+
+    def is_revoked(self, key_id: bytes) -> bool:
+        """Tell whether a key was revoked, be it compromised or only retired. Takes no lock."""
+        return key_id in self._revoked or key_id in self._retired
+
     def revoke_key(self, key_id: bytes) -> None:
-        """Mark a key as compromised for good: a leaf's, or an authority's with all that it vouched for.
+        """Mark one key as compromised: see :meth:`revoke`."""
+        self.revoke((key_id,))
+
+    def revoke(self, compromised: Collection[bytes], retired: Mapping[bytes, int] | None = None) -> None:
+        """Revoke keys for good: leaves', or authorities' with all that they vouched for.
 
         Generations that a compromised authority has claimed are forgotten, so that it cannot have used up
-        the generations of ids that another authority will name.
+        the generations of ids that another authority will name. A leaf's claims stay, so that no earlier key
+        of its ids comes back: their next key needs a higher generation.
+
+        Args:
+            compromised: ids of keys that somebody else may have: dropped at once.
+            retired: ids of keys out of use, each with the moment in nanoseconds since the epoch after which
+                what it signs counts no more. Certificates that a retired authority issued before stay.
         """
+        retired = retired or {}
         with self._lock:
-            self._revoked.add(key_id)
-            whole_root = key_id == self.root.key_id
+            self._revoked.update(compromised)
+            for key_id, since_ns in retired.items():
+                self._retired[key_id] = min(since_ns, self._retired.get(key_id, since_ns))
+                if (held := self._identities.get(key_id)) is not None:
+                    self._identities[key_id] = self._until_retired(held)
+            whole_root = self.root.key_id in self._revoked
             for known, issuer in list(self._issuers.items()):
-                if whole_root or key_id in {known, issuer}:
+                if whole_root or not self._revoked.isdisjoint((known, issuer)):
                     self._drop(known)
             for name, claim in list(self._claims.items()):
-                if claim.issuer == key_id:
+                if claim.issuer in self._revoked:
                     del self._claims[name]
+
+    def keys_of(self, name: str) -> dict[bytes, frozenset[str]]:
+        """Return the ids of the keys that speak for a name now, and all names that each speaks for.
+
+        Args:
+            name: an id or its token, e.g. ``agent.hunter-02``; or the name of an agent or a host alone.
+                The id of an authority gives its own key, with all names that it vouched for.
+        """
+        found: dict[bytes, frozenset[str]] = {}
+        for identity in list(self._identities.values()):
+            if any(_is_called(one, name) for one in identity.ids):
+                found[identity.key_id] = identity.ids
+            for authority in map(ParsedCertificate.parse, identity.chain[1:]):
+                if any(_is_called(one, name) for one in authority.uris):
+                    found[authority.key_id] = found.get(authority.key_id, frozenset()) | identity.ids
+        return found
 
     def forget_expired(self, before_ns: int) -> int:
         """Drop identities whose certificate ended before a moment; return how many. Generations stay."""
@@ -205,9 +246,18 @@ class TrustStore:
             chain=chain,
         )
 
-    def _refuse_revoked(self, leaf: bytes, issuer: bytes) -> None:
-        if not self._revoked.isdisjoint((leaf, issuer, self.root.key_id)):
+    def _refuse_revoked(self, leaf: ParsedCertificate, issuer: ParsedCertificate) -> None:
+        late = any(
+            self._retired.get(key.key_id, leaf.not_before_ns + 1) <= leaf.not_before_ns
+            for key in (leaf, issuer)
+        )
+        if late or not self._revoked.isdisjoint((leaf.key_id, issuer.key_id, self.root.key_id)):
             raise UntrustedError("a key of the chain was revoked", reason="revoked")
+
+    def _until_retired(self, identity: Identity) -> Identity:
+        """Cut an identity's validity at the moment when its key was retired, if it was."""
+        since_ns = self._retired.get(identity.key_id, identity.not_after_ns)
+        return replace(identity, not_after_ns=since_ns) if since_ns < identity.not_after_ns else identity
 
     def _refuse_stale(self, identity: Identity) -> None:
         for name in identity.ids:
@@ -257,6 +307,14 @@ class TrustStore:
     def _drop(self, key_id: bytes) -> None:
         self._identities.pop(key_id, None)
         self._issuers.pop(key_id, None)
+
+
+def _is_called(spiffe_id: str, name: str) -> bool:
+    """Tell whether a name means this id: itself, its token, or an agent's or a host's own name."""
+    if spiffe_id == name:
+        return True
+    one = SpiffeId.parse(spiffe_id)
+    return name == one.token or (name == one.name and one.kind in {Kind.AGENT, Kind.HOST})
 
 
 def _previous_key(claim: _Claim | None, identity: Identity) -> bytes | None:

@@ -4,7 +4,8 @@
 ever replaced by another secret: made again, it keeps every key and token and renews the certificates.
 
     version                                    the layout
-    ca/root.pem root.key fleet.pem fleet.key   the authority; root.key certifies services and signs epochs
+    ca/root.pem root.key fleet.pem fleet.key   the authority; root.key certifies services, signs epochs, revokes keys
+    ca/revocations                             the last list of revoked keys, once there is one
     credentials/<service>/                     ca.pem, <service>-<instance>.key and .chain
     broker/token reader-token users.conf       the broker's accounts
     fleet/root.pem fleet.pem fleet.key tokens.json

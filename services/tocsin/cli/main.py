@@ -27,6 +27,7 @@ from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.cli.installation import Installation
 from tocsin.contracts.errors import InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import ServiceName, Severity, SpiffeId
+from tocsin.contracts.revocations import RevocationReason
 from tocsin.contracts.routing import MAX_DEADLINE_S, ThreatAlert
 from tocsin.crypto import Authority, TrustStore
 from tocsin.telemetry import Metrics, configure_logging
@@ -155,7 +156,7 @@ def init(
     _show(f"{folder}  {installation.domain}  root {installation.fingerprint}")
     where = "" if folder == DEFAULT_STACK else f"TOCSIN_DIR={folder.absolute()} "
     _show(f"start it:   {where}docker compose -f deploy/compose.yaml up --build --detach")
-    _show(f"keep safe:  {folder / 'ca' / 'root.key'} certifies services and signs who decides")
+    _show(f"keep safe:  {folder / 'ca' / 'root.key'} certifies services, signs who decides and revokes keys")
 
 
 @app.command()
@@ -310,7 +311,9 @@ def ca_init(
     root = authority.create(folder, domain)
     fingerprint = TrustStore(root.certificate_pem).root_fingerprint
     _show(f"{folder / 'root.pem'}  {root.id}  SHA-256 {fingerprint}")
-    _show(f"keep {folder / 'root.key'} offline: it is needed to certify services and to sign epochs")
+    _show(
+        f"keep {folder / 'root.key'} offline: it is needed to certify services, to sign epochs and to revoke keys"
+    )
 
 
 @ca_app.command("issue")
@@ -324,6 +327,37 @@ def ca_issue(
     root = Authority.load(folder, authority.ROOT)
     credentials = authority.issue_service(root, service, instance, out)
     _show(f"{out / f'{service.value}-{instance}.chain'}  {credentials.id}")
+
+
+@ca_app.command("revoke")
+def ca_revoke(
+    who: Annotated[
+        str,
+        typer.Argument(help="Agent, host, service.<service>.<instance>, SPIFFE id, or key id in hex."),
+    ],
+    reason: Annotated[
+        RevocationReason,
+        typer.Option(help="compromised: nothing it signed counts; retired: what it signed before still does."),
+    ],
+    state: StateOption = DEFAULT_STATE,
+    remote: RemoteOption = None,
+) -> None:
+    """Revoke the keys that speak for somebody, everywhere, within a second. Needs the root's key."""
+    from tocsin.cli.revoke import revoke
+
+    async def run() -> Exit:
+        configure_logging("revoke", level="error")
+        async with _bus(state.absolute(), remote) as bus:
+            revoked = await revoke(bus, Installation.find(state.absolute()), who, reason)
+        for target in revoked.targets:
+            names = ", ".join(target.names) or "nobody known here"
+            _show(f"revoked    {target.key_id.hex()}  as {reason.value}; it spoke for {names}")
+        _show(
+            f"list       {revoked.number}, in force; fleet stated it after {revoked.confirmed_s * 1e3:.0f} ms"
+        )
+        return Exit.OK
+
+    raise typer.Exit(_run(run()))
 
 
 @app.command("doctor")

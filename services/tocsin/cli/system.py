@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tocsin.bus import Bus, BusSettings, Sent
-from tocsin.bus.envelope import encode_body, encode_content, encode_envelope, make_content
+from tocsin.cli.authority import sign_as_root
 from tocsin.cli.fleetplan import PlannedAgent
 from tocsin.cli.installation import Installation
 from tocsin.contracts.catalogue import CONSENSUS_EPOCH, CONSENSUS_EPOCHS, FLEET_ROSTER, PING
@@ -22,8 +22,6 @@ from tocsin.contracts.errors import UnavailableError
 from tocsin.contracts.fleet import AgentState, Roster, RosterRequest
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.contracts.operations import PingRequest
-from tocsin.crypto import leaf_hash, sign_batch
-from tocsin.crypto.authority import Authority
 from tocsin.evidence.epochs import Seat, make_epoch
 
 T = TypeVar("T")
@@ -126,18 +124,24 @@ class System:
             created_ns=time.time_ns(),
             previous=previous,
         )
-        return await bus.ask_with(
-            CONSENSUS_EPOCH, _sign(epoch, self.installation.root()), root_id, timeout_s=10.0
+        sent = sign_as_root(
+            self.installation.root(),
+            CONSENSUS_EPOCH.request_type,
+            epoch,
+            audience=CONSENSUS_EPOCH.subject.audience,
         )
+        return await bus.ask_with(CONSENSUS_EPOCH, sent, root_id, timeout_s=10.0)
 
     def _seats(self, bus: Bus, roster: Roster) -> list[Seat]:
-        """Return every enrolled agent with its key.
+        """Return every enrolled agent with its key, but for those whose key was revoked.
 
         Raises:
             UnavailableError: ``unknown_key``: a certificate has not come here yet.
         """
         seats = []
         for entry in roster.entries:
+            if bus.trust.is_revoked(entry.agent.key_id):
+                continue
             identity = bus.trust.identity(entry.agent.key_id)
             if identity is None:
                 raise UnavailableError(f"the key of {entry.agent.name} is not known yet", reason="unknown_key")
@@ -169,22 +173,6 @@ class Remote(System):
         """Return the system at a broker's address, by its installation's folder."""
         installation = Installation.find(folder)
         return cls(installation, installation.agents(), nats_url)
-
-
-def _sign(epoch: Epoch, root: Authority) -> Sent:
-    """Make the epoch's envelope with the root's key: the one message that no process of the bus signs."""
-    content = make_content(
-        type_name=CONSENSUS_EPOCH.request_type.name,
-        sender=str(root.id),
-        audience=CONSENSUS_EPOCH.subject.audience,
-        body=encode_body(epoch),
-        now_ns=time.time_ns(),
-        ttl_ms=0,
-    )
-    signed = encode_content(content)
-    proof = sign_batch(root.signer, [signed])[0]
-    data = encode_envelope(signed, root.signer.key_id, proof)
-    return Sent(content.id, leaf_hash(signed), data, content.issued_at)
 
 
 def _seats_of(participants: Iterable[Participant]) -> set[Seat]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from tocsin.bus import Bus, Context, Service, handles, subscribes
 from tocsin.bus.enrolment import IssuedToken, read_tokens
 from tocsin.contracts.catalogue import AGENTS, FLEET_ENROL, FLEET_ROSTER, HEARTBEAT
-from tocsin.contracts.errors import InvalidInputError
+from tocsin.contracts.errors import InvalidInputError, UntrustedError
 from tocsin.contracts.fleet import (
     AgentRecord,
     Enrolled,
@@ -23,6 +23,7 @@ from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.crypto import Algorithm, Authority, key_id
 from tocsin.fleet import admission
 from tocsin.fleet.health import HealthBook
+from tocsin.fleet.revocations import RevocationStater
 from tocsin.fleet.settings import FleetSettings
 from tocsin.fleet.store import FleetStore
 from tocsin.telemetry import get_logger
@@ -62,13 +63,24 @@ class FleetService(Service[FleetSettings]):
         await self._read_tokens()
         await self.bus.records(AGENTS).follow(lambda _, record: self._book.enrol(record))
 
+    async def started(self) -> None:
+        """Begin to state which keys are revoked."""
+        stater = RevocationStater(self.bus, interval_s=self.settings.revocations_interval_s)
+        self.bus.spawn(stater.run(), "revocation statements")
+
     @handles(FLEET_ENROL)
     async def enrol(self, request: EnrolRequest, context: Context) -> Enrolled:
         """Certify a key for what its token promises.
 
         The use is recorded first, the certificate is known to everyone before the agents are, and the
         answer comes last: wherever this stops, the same request from the same key goes on from there.
+
+        Raises:
+            UntrustedError: ``revoked``: the key counts no more, so nothing is certified for it.
+            TocsinError: as :func:`admission.admit` and :func:`admission.bind`.
         """
+        if self.bus.trust.is_revoked(context.key_id):
+            raise UntrustedError("this key was revoked", reason="revoked", advice="make a new key")
         if request.token_id not in self._tokens:
             await self._read_tokens()
         ids = admission.admit(request, context.sender, self._tokens, self._authority.id.domain)

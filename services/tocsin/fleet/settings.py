@@ -11,7 +11,7 @@ from tocsin.bus import BusSettings
 
 
 class FleetSettings(BusSettings):
-    """Where the intermediate authority and the tokens are, and fleet's two periods."""
+    """Where the intermediate authority and the tokens are, and fleet's periods."""
 
     authority_dir: Path = Field(
         Path("ca"), description="Folder with fleet.key and fleet.pem, the intermediate authority."
@@ -25,4 +25,7 @@ class FleetSettings(BusSettings):
     )
     silent_after_s: Annotated[float, Field(ge=1, le=3_600)] = Field(
         30.0, description="An agent that no heartbeat names for so long counts as silent, in seconds."
+    )
+    revocations_interval_s: Annotated[float, Field(ge=0.1, le=30)] = Field(
+        5.0, description="How often it is said which list of revoked keys is the current one, in seconds."
     )

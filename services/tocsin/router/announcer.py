@@ -38,13 +38,14 @@ class Announcer:
 
     def refused(self, context: Context, error: TocsinError) -> None:
         """Tell a sender why its message was not forwarded."""
-        self._tell(context.id, context.sender.name, error)
+        self.tell(context.id, context.sender.name, error)
 
     def limited(self, agent: str, error: TocsinError) -> None:
         """Tell a sender that it was held back; of which message is not known, since none was read."""
-        self._tell(None, agent, error)
+        self.tell(None, agent, error)
 
-    def _tell(self, message: bytes | None, agent: str, error: TocsinError) -> None:
+    def tell(self, message: bytes | None, agent: str, error: TocsinError) -> None:
+        """Tell an agent what was wrong with a message; whose it is, the caller knows."""
         refusal = Refusal(message=message, agent=agent, reason=error.reason, detail=str(error)[:512])
         if self._refusals.full() or not self._budget.take(agent, at_s=time.monotonic()):
             self._bus.metrics.count("refusals_untold")

@@ -16,6 +16,7 @@ from tocsin.contracts.errors import DeniedError, ExhaustedError, InvalidInputErr
 from tocsin.contracts.identifiers import Priority, ServiceName
 from tocsin.contracts.routing import Delivery, Receipts
 from tocsin.router.announcer import Announcer
+from tocsin.router.clocks import ClockTeller
 from tocsin.router.copies import Copies
 from tocsin.router.emergencies import ACCOUNTS, ALERTS_OF_ALL, Emergencies
 from tocsin.router.limits import RateLimits
@@ -44,6 +45,7 @@ class RouterService(Service[RouterSettings]):
             burst=settings.burst_per_sender,
             enrolled=lambda name: self.roster.role_of(name) is not None,
         )
+        self._clocks = ClockTeller(bus, self.announcer, per_s=settings.clock_checks_per_s)
 
     async def prepare(self) -> None:
         """Know who is enrolled, and whose the keys are that bodies are sealed to, before the first message."""
@@ -54,6 +56,7 @@ class RouterService(Service[RouterSettings]):
         self.announcer.start()
         self.copies.start()
         self.emergencies.start()
+        self._clocks.start()
         await self.bus.subscribe_by_priority(ROUTE, self.forward, queue=self.name.value, admit=self._admit)
 
     async def stopping(self) -> None:

@@ -45,3 +45,7 @@ class RouterSettings(BusSettings):
     burst_per_sender: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         1000, description="Messages that one sender may send at once."
     )
+    clock_checks_per_s: Annotated[int, Field(ge=1, le=1000)] = Field(
+        5,
+        description="Messages refused by their time that are verified each second, to tell senders their clock.",
+    )

@@ -444,6 +444,54 @@ def test_a_revoked_root_ends_everything(
     assert _reason(store, *issue(0, agents)) == "revoked"
 
 
+def test_a_retired_key_speaks_until_that_moment_and_is_not_renewed(
+    store: TrustStore, issue: Issue, agents: list[SpiffeId], keys: list[LocalKey], now: datetime
+) -> None:
+    key_id = keys[0].signer.key_id
+    moment_ns = int(now.timestamp() * 1e9) + 60 * 10**9
+    whole = store.add_chain(issue(0, agents))
+    store.revoke((), {key_id: moment_ns})
+    held = store.identity(key_id)
+    assert held is not None
+    assert (held.valid_at(moment_ns), held.valid_at(moment_ns + 1)) == (True, False)
+    assert held.ids == whole.ids
+    assert (store.is_revoked(key_id), store.is_compromised(key_id)) == (True, False)
+    assert not store.add_chain(issue(0, agents, 2)).valid_at(moment_ns + 1), "nor with another certificate"
+    store.revoke((), {key_id: moment_ns + 10**9})
+    again = store.identity(key_id)
+    assert again is not None
+    assert again.not_after_ns == moment_ns, "an earlier moment stays"
+    store.revoke((), {key_id: whole.not_before_ns})
+    assert _reason(store, *issue(0, agents, 3)) == "revoked"
+    store.revoke((key_id,))
+    assert store.identity(key_id) is None, "compromised is stronger"
+
+
+def test_a_retired_authority_certifies_nobody_any_more(
+    store: TrustStore, fleet: Authority, issue: Issue, agents: list[SpiffeId]
+) -> None:
+    held = store.add_chain(issue(0, agents[:1]))
+    store.revoke((), {fleet.signer.key_id: held.not_before_ns})
+    assert store.identity(held.key_id) is held, "what it has certified stays"
+    assert _reason(store, *issue(1, agents[1:2])) == "revoked"
+
+
+def test_keys_are_found_by_whoever_they_speak_for(
+    store: TrustStore, *, root: Authority, fleet: Authority, issue: Issue, agents: list[SpiffeId]
+) -> None:
+    held = store.add_chain(issue(0, agents))
+    router = SpiffeId.service(DOMAIN, ServiceName.ROUTER, "0")
+    service = store.add_chain(issue(1, [router], issuer=root))
+    one = agents[0]
+    for name in (str(one), one.token, one.name):
+        assert store.keys_of(name) == {held.key_id: held.ids}
+    for name in (str(router), "service.router.0"):
+        assert store.keys_of(name) == {service.key_id: service.ids}
+    assert store.keys_of("authority.fleet") == {fleet.signer.key_id: held.ids}
+    assert store.keys_of("0") == {}, "the instances of all services are called so"
+    assert store.keys_of("nobody") == {}
+
+
 def test_a_full_store_takes_nobody_new(
     root: Authority, openssl: SignatureBackend, issue: Issue, agents: list[SpiffeId]
 ) -> None:
