@@ -164,6 +164,50 @@ async def test_an_emergency_on_both_channels_is_taken_once_with_a_receipt(world:
         assert (info.num_ack_pending, info.num_pending) == (0, 0)
 
 
+class Gate(Recorder):
+    """Handles no alert before the gate is open."""
+
+    role = Role.HUNTER
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.open = asyncio.Event()
+
+    async def on_alert(self, alert: ThreatAlert, context: Context) -> None:
+        await self.open.wait()
+        await super().on_alert(alert, context)
+
+
+async def test_a_full_inbox_confirms_nothing_and_takes_the_next_copy(world: World) -> None:
+    def make(role: Role, name: str) -> Agent:
+        return Gate(name) if name == "hunter-01" else recorder(role, name)
+
+    async with fleet_world(world) as fleet:
+        await fleet.start_fleet()
+        router = await fleet.router()
+        receipts = await gather_receipts(router)
+        h1 = await fleet.start_host("h1", ONE, make, inbox_length=8)
+        h2 = await fleet.start_host("h2", TWO)
+        sent = [await order_from(h2) for _ in range(10)]
+        for number, one in enumerate(sent, 1):
+            await router.send(DELIVER_ALL.at(), one)
+            await eventually(lambda n=number: len(agent(h1, "sentinel-01").alerts) == n)  # type: ignore[misc]  # bound now
+
+        def confirmed(leaf: bytes) -> set[str]:
+            return {name for host, r in receipts if host == "h1" and r.leaf == leaf for name in r.agents}
+
+        await eventually(lambda: confirmed(sent[9].leaf) == {"sentinel-01"})
+        assert confirmed(sent[0].leaf) == {"hunter-01", "sentinel-01"}
+        gate = h1.agents["hunter-01"]
+        assert isinstance(gate, Gate)
+        gate.open.set()
+        await eventually(lambda: len(gate.alerts) == 9)
+        await router.send(DELIVER_ALL.at(), sent[9])
+        await eventually(lambda: confirmed(sent[9].leaf) == {"hunter-01", "sentinel-01"})
+        assert [context.leaf for _, context in gate.alerts] == [one.leaf for one in sent]
+        assert len(agent(h1, "sentinel-01").alerts) == 10
+
+
 async def test_an_emergency_that_was_missed_comes_by_the_stream_after_a_restart(world: World) -> None:
     """Also: credentials are kept, so that the second start needs no fleet."""
     async with fleet_world(world) as fleet:

@@ -75,8 +75,9 @@ STUCK_S = 30.0
 """An agent whose handler has run for so long is left out of the heartbeat: as silent as it is."""
 ALERT_ACK_WAIT_S = 2.0
 """How long after a crash of the host the stream waits with the alert that it held; those behind it wait, too."""
-ALERT_MAX_DELIVER = 8
-"""An alert that is refused, since an inbox is full, comes again for a minute; those behind it wait as long."""
+ALERT_MAX_DELIVER = -1
+"""An alert that is refused, since an inbox is full or the revocations are too old, comes again for as long as it is
+good; those behind it wait, though not for their copies by core."""
 CATCH_UP_S = 5.0
 """How long a host that starts reads the alerts that it missed before it listens to new ones."""
 EMERGENCY_S = 10.0
@@ -359,7 +360,6 @@ class AgentHost:
             )
             await self._bus.emergency(sent, agent.id, timeout_s=EMERGENCY_S)
             return sent
-        at = {"type": kind.name, "priority": priority.token, "agent": agent.name}
         at = {"type": kind.name, "priority": priority.token, "agent": agent.name}
         seal_to = self._sealing_keys.of(audience, cleared=kind.cleared) if sealed or kind.cleared else None
         return await self._bus.publish(

@@ -16,6 +16,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType, TracebackType
@@ -711,6 +712,8 @@ class Bus:
     def reader(self, subject: Subject, *, start_ns: int, at: Tokens = NO_TOKENS) -> StreamReader:
         """Return a reader of a subject's stream from a moment on, for whoever accounts for others' messages."""
         opener, pattern = self._forgetful(), subject.pattern(**at)
+        # Who only accounts acts on nothing, and what it does not read now it never does.
+        opener.revocations = None
         return StreamReader(self.connection, opener, subject, pattern, start_ns=start_ns, reject=self.reject)
 
     async def reopen(self, subject: Subject, where: str, data: bytes) -> tuple[Message, Context]:
@@ -733,17 +736,9 @@ class Bus:
         return History(self.connection.js, opener, self.audiences, reject=self.reject)
 
     def _forgetful(self) -> Opener:
-        """Return an opener that hands over again what it has handed over before."""
-        own = self.opener
-        opener = Opener(
-            self.trust,
-            self.backend,
-            started_ns=own.started_ns,
-            batches=own.batches,
-            replay=own.replay,
-            ledger=Ledger(max_done=0),
-        )
-        opener.bodies = own.bodies
+        """Return the opener, but one that hands over again what was handed over before."""
+        opener = copy(self.opener)
+        opener.ledger = Ledger(max_done=0)
         return opener
 
     def _intake(
