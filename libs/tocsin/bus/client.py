@@ -677,7 +677,7 @@ class Bus:
         connection = await self._second_connection() if second_connection else self.connection
         consumer = Consumer(
             connection,
-            self._forgetful() if again else self.opener,
+            self._forgetful(self.opener.revocations) if again else self.opener,
             self._threads,
             self.metrics,
             subject,
@@ -732,8 +732,12 @@ class Bus:
         opener.bodies = self.opener.bodies
         return History(self.connection.js, opener, self.audiences, reject=self.reject)
 
-    def _forgetful(self) -> Opener:
-        """Return an opener that hands over again what it has handed over before."""
+    def _forgetful(self, revocations: RevocationBook | None = None) -> Opener:
+        """Return an opener that hands over again what it has handed over before.
+
+        Args:
+            revocations: for whoever acts on it; None for whoever reads back what was taken once.
+        """
         own = self.opener
         opener = Opener(
             self.trust,
@@ -742,6 +746,7 @@ class Bus:
             batches=own.batches,
             replay=own.replay,
             ledger=Ledger(max_done=0),
+            revocations=revocations,
         )
         opener.bodies = own.bodies
         return opener
@@ -756,7 +761,7 @@ class Bus:
         again: bool = False,
     ) -> Intake:
         intake = Intake(
-            self._forgetful() if again else self.opener,
+            self._forgetful(self.opener.revocations) if again else self.opener,
             self._prover,
             self.metrics,
             handler,
