@@ -255,12 +255,17 @@ async def test_nothing_with_effects_is_taken_while_nobody_says_which_keys_are_re
         await router.connection.publish(DELIVER_ALL.at(), sent.data)
         return sent.data
 
+    stored = Reader(reader.bus)
+    await reader.bus.consume(ALERT_BACKUP, stored.on_alert, durable="stored", again=True)
     await eventually(lambda: reader.bus.trust.identity(sentinel.credentials.key.signer.key_id) is not None)
     within_grace = await forward(CRITICAL)
     await eventually(lambda: reader.alerts == [within_grace])
     await asyncio.sleep(1.1)
     await forward(CRITICAL)
     await eventually(lambda: reader.bus.metrics.counter("rejected.revocations_stale") == 1)
+    emergency = await sentinel.make(THREAT_ALERT, CRITICAL, audience="all", priority=Priority.CRITICAL)
+    await router.send(ALERT_BACKUP.at(severity="critical"), emergency, stream=ALERT_BACKUP.stream)
+    await eventually(lambda: reader.bus.metrics.counter("rejected.revocations_stale") == 2)
     harmless = await forward(HIGH)
     await eventually(lambda: reader.alerts == [within_grace, harmless])
 
@@ -269,6 +274,7 @@ async def test_nothing_with_effects_is_taken_while_nobody_says_which_keys_are_re
         await eventually(lambda: reader.bus.revocations.book.confirmed)
         after = await forward(CRITICAL)
         await eventually(lambda: reader.alerts == [within_grace, harmless, after])
+        await eventually(lambda: stored.alerts == [emergency.data])
 
 
 async def test_a_list_that_is_not_the_roots_revokes_nobody(world: World) -> None:
