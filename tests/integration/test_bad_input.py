@@ -177,7 +177,7 @@ def receipts(host: str, agent: str, **changes: object) -> Attack:
     """Confirm an emergency that is under way."""
 
     async def attack(scene: Scene) -> str:
-        emergency = scene.router.emergencies.tracker._running
+        emergency = scene.router.pursuit.tracker._running
         await eventually(lambda: len(emergency) == 1)
         (leaf,) = emergency
         receipt = Receipt(leaf=leaf, agents=(agent,), channel="core", taken_ns=time.time_ns())

@@ -302,7 +302,7 @@ async def test_an_emergency_takes_both_channels_and_its_receipts_complete_the_ac
         assert account.first_ms is not None
         assert account.last_ms is not None
         assert 0 < account.first_ms <= account.last_ms < 5_000
-        assert len(router.emergencies.tracker) == 0
+        assert len(router.pursuit.tracker) == 0
 
 
 async def test_below_critical_one_channel_serves(world: World) -> None:
@@ -349,7 +349,7 @@ async def test_a_forged_receipt_confirms_nobody(world: World) -> None:
     sentinel = await world.agent(Role.SENTINEL, "sentinel-01")
     async with router_on(world) as router:
         alert = await send(sentinel, CRITICAL, priority=Priority.CRITICAL)
-        await eventually(lambda: len(router.emergencies.tracker) == 1 and bool(first.core))
+        await eventually(lambda: len(router.pursuit.tracker) == 1 and bool(first.core))
         await second.confirm(alert.leaf, alert.issued_at, first.agents)
         await second.confirm(alert.leaf, alert.issued_at, first.agents, host="h1")
         await second.confirm(bytes(32), alert.issued_at, second.agents)
@@ -407,7 +407,7 @@ async def test_an_emergency_beyond_the_trackers_room_is_sent_and_said_to_be_unco
     sentinel = await world.agent(Role.SENTINEL, "sentinel-01")
     async with router_on(world, max_emergencies=1, delivery_deadline_s=30) as router:
         held = await send(sentinel, CRITICAL, priority=Priority.CRITICAL)
-        await eventually(lambda: len(router.emergencies.tracker) == 1)
+        await eventually(lambda: len(router.pursuit.tracker) == 1)
         beyond = await send(sentinel, CRITICAL, priority=Priority.CRITICAL)
         await eventually(lambda: len(heard.deliveries) == 1)
         assert (heard.deliveries[0].message, heard.deliveries[0].delivered) == (beyond.id, 0)

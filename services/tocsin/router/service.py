@@ -18,9 +18,10 @@ from tocsin.contracts.routing import Delivery, Receipts
 from tocsin.router.announcer import Announcer
 from tocsin.router.clocks import ClockTeller
 from tocsin.router.copies import Copies
-from tocsin.router.emergencies import ACCOUNTS, ALERTS_OF_ALL, Emergencies
+from tocsin.router.emergencies import Emergencies
 from tocsin.router.limits import RateLimits
 from tocsin.router.policy import route
+from tocsin.router.pursuit import ACCOUNTS, ALERTS_OF_ALL, Pursuit
 from tocsin.router.recipients import check_recipients
 from tocsin.router.settings import RouterSettings
 
@@ -35,8 +36,9 @@ class RouterService(Service[RouterSettings]):
     def __init__(self, bus: Bus, settings: RouterSettings) -> None:
         super().__init__(bus, settings)
         self.announcer = Announcer(bus, settings)
-        self.emergencies = Emergencies(bus, settings, self.announcer)
-        self.roster = self.emergencies.roster
+        self.pursuit = Pursuit(bus, settings, self.announcer)
+        self.emergencies = Emergencies(bus, settings, self.announcer, self.pursuit)
+        self.roster = self.pursuit.roster
         self.sealing_keys = SealingKeys(bus)
         bus.opener.bodies.forwards = True
         self.copies = Copies(bus)
@@ -55,7 +57,7 @@ class RouterService(Service[RouterSettings]):
         """Announce, and take up emergencies; then hear what agents say."""
         self.announcer.start()
         self.copies.start()
-        self.emergencies.start()
+        self.pursuit.start()
         self._clocks.start()
         await self.bus.subscribe_by_priority(ROUTE, self.forward, queue=self.name.value, admit=self._admit)
 
@@ -91,18 +93,18 @@ class RouterService(Service[RouterSettings]):
     @subscribes(ALERTS_OF_ALL, at={"severity": Priority.CRITICAL.token})
     async def on_stored(self, body: Message, context: Context) -> None:
         """Hear of an emergency that another router has taken, or this one."""
-        self.emergencies.on_stored(body, context)
+        self.pursuit.on_stored(body, context)
 
     @subscribes(EVENT, at=ACCOUNTS)
     async def on_account(self, body: Delivery, _: Context) -> None:
         """Hear that an emergency was accounted for."""
-        self.emergencies.on_account(body)
+        self.pursuit.on_account(body)
 
     @subscribes(RECEIPT)
     async def on_receipts(self, body: Receipts, context: Context) -> None:
         """Count receipts; every router gets all of them."""
         try:
-            self.emergencies.on_receipts(body, context)
+            self.pursuit.on_receipts(body, context)
         except DeniedError as error:
             self.bus.reject(error, context.subject, context.data)
 
