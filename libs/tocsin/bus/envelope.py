@@ -63,21 +63,20 @@ class Envelope(NamedTuple):
     """Leaf hash of the content: names these bytes and no others."""
 
 
-_FIELDS: tuple[tuple[str, type, int], ...] = (
-    # name, exact type, largest length or value
-    ("id", bytes, ID_BYTES),
-    ("type", str, 64),
-    ("priority", int, 3),
-    ("sender", str, 512),
-    ("audience", str, 160),
-    ("issued_at", int, MAX_I64),
-    ("ttl_ms", int, MAX_I64),
-    ("correlation", bytes, ID_BYTES),
-    ("trace", str, 128),
-    ("sealed", int, 1),
-    ("body", bytes, 2**31),
+_FIELDS: tuple[tuple[str, type, int, bool], ...] = (
+    # name, exact type, largest length or value, whether it may be nil
+    ("id", bytes, ID_BYTES, False),
+    ("type", str, 64, False),
+    ("priority", int, 3, False),
+    ("sender", str, 512, False),
+    ("audience", str, 160, False),
+    ("issued_at", int, MAX_I64, False),
+    ("ttl_ms", int, MAX_I64, False),
+    ("correlation", bytes, ID_BYTES, True),
+    ("trace", str, 128, True),
+    ("sealed", int, 1, False),
+    ("body", bytes, 2**31, False),
 )
-_OPTIONAL = {"correlation", "trace"}
 
 
 _packer = threading.local()
@@ -144,12 +143,11 @@ def decode_content(data: bytes) -> Content:
     fields: Any = unpack(data, max_array=MAX_ARRAY)
     if type(fields) is not tuple or len(fields) != len(_FIELDS):
         raise malformed("content is no array of 11")
-    for position, (name, kind, limit) in enumerate(_FIELDS):
-        value = fields[position]
-        if value is None and name in _OPTIONAL:
-            continue
+    for value, (name, kind, limit, optional) in zip(fields, _FIELDS, strict=True):
         # `type(x) is int` on purpose: a bool is an int to isinstance.
         if type(value) is not kind:
+            if optional and value is None:
+                continue
             raise malformed(f"{name} has the wrong type")
         size: int = value if kind is int else len(value)  # type: ignore[assignment,arg-type]  # of type kind
         if not 0 <= size <= limit:

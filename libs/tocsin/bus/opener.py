@@ -293,9 +293,11 @@ class Opener:
                 raise revoked(envelope.key_id)
             raise UntrustedError(f"key {envelope.key_id.hex()[:16]} is not known here", reason="unknown_key")
         # Live: valid now. Stored: valid when it was issued. Records and evidence are not judged by time.
-        at_ns = {MessageClass.LIVE: now_ns, MessageClass.STORED: envelope.content.issued_at}.get(
-            kind.message_class
-        )
+        at_ns = None
+        if kind.message_class is MessageClass.LIVE:
+            at_ns = now_ns
+        elif kind.message_class is MessageClass.STORED:
+            at_ns = envelope.content.issued_at
         if at_ns is not None and not identity.not_before_ns <= at_ns <= identity.not_after_ns:
             if self.trust.is_revoked(envelope.key_id):
                 raise revoked(envelope.key_id)
@@ -322,7 +324,7 @@ def revoked(key: bytes) -> UntrustedError:
 
 def _check_clock(content: Content, kind: MessageType[Message], *, started_ns: int, now_ns: int) -> None:
     """Step 6: the clock rules of the class."""
-    if kind.message_class in {MessageClass.RECORD, MessageClass.EVIDENCE}:
+    if kind.message_class is MessageClass.RECORD or kind.message_class is MessageClass.EVIDENCE:
         return
     if content.issued_at > now_ns + CLOCK_SKEW_NS:
         raise UntrustedError("issued in the future", reason="issued_in_future")

@@ -6,8 +6,8 @@ of its own and is a batch of one.
 
 A key that is busy gathers: between two signatures it leaves a pause that lets signing have no more than
 :data:`DUTY` of a core. Every signature also costs each of its readers a full verification, so small batches
-under load are paid for many times. The pause is in proportion to what a signature costs here (10 ms for
-ML-DSA-65 by OpenSSL, 1.3 ms by liboqs), and it is left only when it would gather :data:`WORTH` messages.
+under load are paid for many times. The pause is in proportion to what a signature costs here (20 ms for
+ML-DSA-65 by OpenSSL, 3 ms by liboqs), and it is left only while it gathers enough (:mod:`tocsin.bus.pace`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from functools import partial
 from typing import TypeAlias
 
 from tocsin.bus.envelope import encode_envelope
+from tocsin.bus.pace import Pace, RunningMean
 from tocsin.contracts.errors import ExhaustedError, UnavailableError
 from tocsin.crypto import Proof, Signer, sign_batch
 from tocsin.telemetry import Metrics
@@ -29,14 +30,10 @@ MAX_BATCH = 256
 """Below the format's 1,024 leaves: a path of 8 hashes, and the first of the batch does not wait for long."""
 MAX_WAITING = 4096
 """Messages that wait for a signature; a sender beyond them waits (back-pressure)."""
-DUTY = 1 / 16
+DUTY = 1 / 32
 """Share of a core that a busy key spends on signatures."""
 LONGEST_PAUSE_S = 0.02
-"""A machine where a signature takes longer than 1.25 ms signs more often than :data:`DUTY` allows."""
-WORTH = 4
-"""Messages that a pause must be expected to gather."""
-SMOOTHING = 0.2
-"""Weight of the newest sample in the running means of a signature's cost and of the messages' rate."""
+"""A machine where a signature takes longer than 0.6 ms signs more often than :data:`DUTY` allows."""
 
 
 Taker: TypeAlias = Callable[[bytes | UnavailableError], None]
@@ -56,6 +53,7 @@ class BatchSigner:
         self._batch_thread = ThreadPoolExecutor(1, thread_name_prefix="sign")
         self._urgent_thread = ThreadPoolExecutor(1, thread_name_prefix="sign-urgent")
         self._pace = Pace()
+        self._cost_s = RunningMean()
         self._signing = 0
         self._closed = False
 
@@ -100,7 +98,8 @@ class BatchSigner:
         loop = asyncio.get_running_loop()
         while True:
             await self._ready.wait()
-            pause_s = self._pace.pause_s(now_s=time.monotonic())
+            gather_s = min(self._cost_s.value / DUTY, LONGEST_PAUSE_S)
+            pause_s = self._pace.pause_s(gather_s, now_s=time.monotonic())
             if pause_s > 0 and len(self._waiting) < self._max_batch:
                 await asyncio.sleep(pause_s)
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
@@ -121,7 +120,7 @@ class BatchSigner:
                 # The senders are told; those who come next must not wait for a signer that has ended.
                 self._metrics.count("signing_failures")
                 continue
-            self._pace.cost(cost_s)
+            self._cost_s.add(cost_s)
             self._count(proofs)
             for (content, taker), proof in zip(batch, proofs, strict=True):
                 taker(encode_envelope(content, self._signer.key_id, proof))
@@ -139,33 +138,6 @@ class BatchSigner:
     def _count(self, proofs: list[Proof]) -> None:
         self._metrics.count("envelopes_signed", len(proofs))
         self._metrics.count("signatures_made")
-
-
-class Pace:
-    """When a busy key signs again. Pure: moments in monotonic seconds come in."""
-
-    def __init__(self) -> None:
-        self._began_s = float("-inf")
-        self._per_s = 0.0
-        self._cost_s = 0.0
-
-    def pause_s(self, *, now_s: float) -> float:
-        """Return how long to gather before the next signature begins; 0 for a key that is not busy."""
-        pause_s = min(self._cost_s / DUTY, LONGEST_PAUSE_S)
-        if self._per_s * pause_s < WORTH:
-            return 0.0
-        return max(0.0, self._began_s + pause_s - now_s)
-
-    def began(self, messages: int, *, now_s: float) -> None:
-        """Record that a signature over so many messages begins."""
-        since_s = max(now_s - self._began_s, 1e-6)
-        # What was gathered since the last beginning; after a silence that is nearly nothing.
-        self._per_s += SMOOTHING * (messages / since_s - self._per_s)
-        self._began_s = now_s
-
-    def cost(self, cost_s: float) -> None:
-        """Record the CPU time that a signature took, in seconds."""
-        self._cost_s += (SMOOTHING if self._cost_s else 1.0) * (cost_s - self._cost_s)
 
 
 def _settle(done: asyncio.Future[bytes], outcome: bytes | UnavailableError) -> None:

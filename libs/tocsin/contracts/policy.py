@@ -29,6 +29,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -136,6 +137,8 @@ PRODUCERS: Mapping[type[Message], frozenset[Role]] = MappingProxyType(
 """Which roles hand on which content of a coordination."""
 
 _NAME = re.compile(NAME_PATTERN)
+KEPT_OUTSIDES = 8192
+"""Outsides that passed, kept: nearly all messages go to whom others went to."""
 
 
 def check(
@@ -153,16 +156,24 @@ def check(
         raise InvalidInputError(f"{type_name[:64]!r} is not routed", reason="unknown_type")
     if not rule.senders.admit(sender):
         raise DeniedError(f"{sender} may not send {type_name}", reason="sender_not_allowed")
-    to = parse_audience(audience)
-    if to.reach not in rule.reach or (type_name == DISCOVERY.name and not _may_discover(to)):
-        raise DeniedError(f"{type_name} may not go to {audience!r}", reason="audience_not_allowed")
-    if priority > rule.top:
-        raise DeniedError(f"{type_name} may not be {priority.token}", reason="priority_not_allowed")
+    to = _check_outside(type_name, audience, priority)
     _check_body(sender, priority, body)
     if to.reach is Reach.AGENT and priority < Priority.CRITICAL and role_of(to.name) is None:
         raise InvalidInputError(f"no agent {to.name} is enrolled", reason="no_such_recipient")
     if type_name == INTELLIGENCE.name:
         _check_need_to_know(to, role_of)
+    return to
+
+
+@lru_cache(maxsize=KEPT_OUTSIDES)
+def _check_outside(type_name: str, audience: str, priority: Priority) -> Audience:
+    """Apply what the table says of a message's outside, whoever sends it."""
+    rule = POLICY[type_name]
+    to = parse_audience(audience)
+    if to.reach not in rule.reach or (type_name == DISCOVERY.name and not _may_discover(to)):
+        raise DeniedError(f"{type_name} may not go to {audience!r}", reason="audience_not_allowed")
+    if priority > rule.top:
+        raise DeniedError(f"{type_name} may not be {priority.token}", reason="priority_not_allowed")
     return to
 
 

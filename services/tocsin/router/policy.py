@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 from tocsin.contracts.base import Message
@@ -27,6 +28,9 @@ from tocsin.contracts.catalogue import (
 from tocsin.contracts.identifiers import Priority, SpiffeId
 from tocsin.contracts.policy import Audience, Reach, RoleOf, check
 from tocsin.contracts.subjects import Subject
+
+KEPT_ROUTES = 8192
+"""Routes kept: nearly all messages go where others went."""
 
 _SUBJECTS: Mapping[Reach, Subject] = MappingProxyType(
     {
@@ -61,7 +65,11 @@ def route(
         InvalidInputError: see :func:`tocsin.contracts.policy.check`.
         DeniedError: likewise.
     """
-    to = check(type_name, sender, audience, priority, body, role_of)
+    return _way(check(type_name, sender, audience, priority, body, role_of), type_name, priority)
+
+
+@lru_cache(maxsize=KEPT_ROUTES)
+def _way(to: Audience, type_name: str, priority: Priority) -> Route:
     return Route(
         subject=_SUBJECTS[to.reach].at(**({to.reach.value: to.name} if to.name else {})),
         backup=ALERT_BACKUP.at(severity=priority.token) if priority is Priority.CRITICAL else None,

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from envelopes import HOST, party
 
-from tocsin.bus.signing import DUTY, LONGEST_PAUSE_S, MAX_WAITING, BatchSigner, Pace
+from tocsin.bus.signing import MAX_WAITING, BatchSigner
 from tocsin.contracts.errors import ExhaustedError, UnavailableError
 from tocsin.crypto import Algorithm, Signer
 from tocsin.telemetry import Metrics
@@ -43,30 +43,6 @@ async def test_a_signature_that_fails_is_told_and_the_next_one_is_made() -> None
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     signer.close()
-
-
-def test_a_lone_message_waits_for_nothing() -> None:
-    pace = Pace()
-    pace.cost(0.0005)
-    for number in range(20):  # one a second
-        assert pace.pause_s(now_s=float(number)) == 0
-        pace.began(1, now_s=float(number))
-    assert pace.pause_s(now_s=19.001) == 0
-
-
-def test_a_busy_key_gathers_until_signing_has_its_share() -> None:
-    pace = Pace()
-    now_s, cost_s = 0.0, 0.0005
-    for _ in range(50):  # 5,000 a second
-        pace.began(max(1, round(5000 * 0.01)), now_s=now_s)
-        pace.cost(cost_s)
-        now_s += 0.01
-    assert pace.pause_s(now_s=now_s - 0.01) == pytest.approx(cost_s / DUTY)
-    assert pace.pause_s(now_s=now_s - 0.004) == pytest.approx(cost_s / DUTY - 0.006)
-    assert pace.pause_s(now_s=now_s + 1) == 0
-    for _ in range(50):
-        pace.cost(0.1)
-    assert pace.pause_s(now_s=now_s - 0.01) == pytest.approx(LONGEST_PAUSE_S)
 
 
 async def test_a_full_signer_refuses_and_a_closed_one_tells_who_waits() -> None:
