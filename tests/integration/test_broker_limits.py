@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from support import World, eventually
 
-from tocsin.bus import Broker, Bus, Context, Sent
+from tocsin.bus import Broker, Bus, Context, Sent, consumer
 from tocsin.bus.connection import wait_for_socket
+from tocsin.bus.envelope import decode_envelope, encode_envelope
 from tocsin.contracts.catalogue import ALERT_BACKUP, EVENT, EVENT_REFUSAL, THREAT_ALERT
 from tocsin.contracts.errors import UnavailableError
 from tocsin.contracts.identifiers import Priority, Role, ServiceName, Severity
 from tocsin.contracts.routing import Refusal, ThreatAlert
-from tocsin.crypto import leaf_hash
+from tocsin.crypto import Algorithm, LocalKey, leaf_hash, sign_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 WHERE = EVENT.at(service="router", kind="refusal")
@@ -236,15 +237,17 @@ async def test_more_publications_than_a_stream_takes_at_once_all_arrive(world: W
     assert state.messages == 12_000
 
 
-async def test_a_guessed_id_swallows_no_message(world: World) -> None:
+@pytest.mark.parametrize("copied", [False, True], ids=["other bytes", "the same bytes elsewhere"])
+async def test_a_guessed_id_swallows_no_message(world: World, copied: bool) -> None:
     """Whoever can publish on one subject of a stream could otherwise make the broker drop another's message."""
     router, enemy = await world.service(ServiceName.ROUTER), await world.service(ServiceName.CLI)
     reader = await world.agent(Role.ANALYST, "late")
     sentinel = await world.agent(Role.SENTINEL, "sentinel-01")
     alert = ThreatAlert(severity=Severity.CRITICAL, summary="burn")
     sent = await sentinel.make(THREAT_ALERT, alert, audience="all", priority=Priority.CRITICAL)
+    data = sent.data if copied else b"garbage"
     await enemy.connection.js.publish(
-        ALERT_BACKUP.at(severity="low"), b"garbage", headers={"Nats-Msg-Id": sent.leaf.hex()}
+        ALERT_BACKUP.at(severity="low"), data, headers={"Nats-Msg-Id": sent.leaf.hex()}
     )
     seen: list[bytes] = []
 
@@ -255,6 +258,32 @@ async def test_a_guessed_id_swallows_no_message(world: World) -> None:
     await router.send(ALERT_BACKUP.at(severity="critical"), sent, stream="ALERTS")
     await eventually(lambda: seen == [sent.data])
     assert router.metrics.counter("poisoned_ids") == 1
+
+
+async def test_a_made_up_key_holds_up_what_is_read_in_order_only_for_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody with the broker's password can put such a message into a stream, and it would stay for a day."""
+    monkeypatch.setattr(consumer, "UNKNOWN_KEY_S", 1.0)
+    stranger = LocalKey.generate(world.backend, Algorithm.ML_DSA_44)
+    router = await world.service(ServiceName.ROUTER)
+    reader = await world.agent(Role.ANALYST, "late")
+    sentinel = await world.agent(Role.SENTINEL, "sentinel-01")
+    alert = ThreatAlert(severity=Severity.CRITICAL, summary="burn")
+    sent = await sentinel.make(THREAT_ALERT, alert, audience="all", priority=Priority.CRITICAL)
+    content = decode_envelope(sent.data, max_bytes=len(sent.data)).content_bytes
+    (proof,) = sign_batch(stranger.signer, [content])
+    where = ALERT_BACKUP.at(severity="critical")
+    await router.connection.js.publish(where, encode_envelope(content, stranger.signer.key_id, proof))
+    await router.connection.js.publish(where, sent.data)
+    seen: list[bytes] = []
+
+    async def take(_: ThreatAlert, context: Context) -> None:
+        seen.append(context.data)
+
+    await reader.consume(ALERT_BACKUP, take, durable="late", in_order=True, max_deliver=-1, ack_wait_s=2.0)
+    await eventually(lambda: seen == [sent.data])
+    assert reader.metrics.counter("rejected.unknown_key") >= 1
 
 
 def test_no_configuration_sets_what_breaks_ordered_consumers() -> None:

@@ -83,6 +83,8 @@ CATCH_UP_S = 5.0
 EMERGENCY_S = 10.0
 """How long a sender tries to get an emergency accepted."""
 GOODBYE_S = 2.0
+DECISION_MAX_DELIVER = 50
+"""With pauses that double up to 16 s: a quarter of an hour in which revocations may be stale."""
 STATE_LAYOUT = 1
 """Of a host's state folder."""
 
@@ -232,7 +234,11 @@ class AgentHost:
             *(self._serve_observe(resident) for resident in self._residents.values()),
         )
         decisions = await bus.consume(
-            CONSENSUS_DECISION, to.fact, durable=f"{durable}-decisions", only_new=True
+            CONSENSUS_DECISION,
+            to.fact,
+            durable=f"{durable}-decisions",
+            only_new=True,
+            max_deliver=DECISION_MAX_DELIVER,
         )
         about = {"service": "workflow", "kind": "assessment"}
         made = await bus.consume(EVENT, to.fact, durable=f"{durable}-assessments", only_new=True, at=about)

@@ -427,11 +427,14 @@ class Bus:
                 ack = await js.publish(
                     subject, sent.data, headers={"Nats-Msg-Id": sent.leaf.hex()}, stream=stream
                 )
-                if ack.duplicate and (await js.get_msg(stream, ack.seq)).data != sent.data:
-                    # Whoever knows the id can come first with other bytes, and the broker swallows ours. Without
-                    # an id it cannot; should our bytes stand there twice, readers drop the second.
-                    self.metrics.count("poisoned_ids")
-                    await js.publish(subject, sent.data, stream=stream)
+                if ack.duplicate:
+                    stands = await js.get_msg(stream, ack.seq)
+                    if (stands.subject, stands.data) != (subject, sent.data):
+                        # Whoever knows the id can come first with other bytes, or on a subject that nobody reads,
+                        # and the broker swallows ours. Without an id it cannot; should our bytes stand there
+                        # twice, readers drop the second.
+                        self.metrics.count("poisoned_ids")
+                        await js.publish(subject, sent.data, stream=stream)
             except (TimeoutError, nats.errors.Error) as error:
                 raise translate(error, subject) from error
 

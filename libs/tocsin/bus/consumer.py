@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import nats.errors
@@ -38,6 +39,9 @@ from tocsin.telemetry import Metrics, get_logger
 FETCH_TIMEOUT_S = 5.0
 RETRY_PAUSE_S = 0.5
 MAX_DOUBLINGS = 6
+UNKNOWN_KEY_S = 10.0
+"""How long a message waits in its stream for its sender's certificate. Without an end, one message of a made-up key
+would hold up all behind it where order is kept, for as long as the stream keeps it."""
 CATCH_UP_POLL_S = 0.02
 TERMINAL = (InvalidInputError, UntrustedError, DeniedError)
 
@@ -186,7 +190,7 @@ class Consumer:
         try:
             inspected = self._opener.inspect(message.data, arrival, now_ns=time.time_ns())
         except UntrustedError as error:
-            if error.reason == "unknown_key":
+            if error.reason == "unknown_key" and _age_s(message) < UNKNOWN_KEY_S:
                 # Its certificate may be on its way to us: stored messages can wait for it.
                 raise UnavailableError(str(error), reason="unknown_key") from error
             raise
@@ -233,6 +237,11 @@ class Consumer:
             await asyncio.sleep(self._ack_wait_s / 3)
             with contextlib.suppress(nats.errors.Error):
                 await message.in_progress()
+
+
+def _age_s(message: Msg) -> float:
+    """Return how long the stream has had a message, in seconds, by the broker's clock at its arrival."""
+    return (datetime.now(UTC) - message.metadata.timestamp).total_seconds()
 
 
 def _pause_s(message: Msg) -> float:

@@ -103,7 +103,7 @@ class _Lane:
             following, begun = self._begin()
             for one, unproven in group:
                 try:
-                    one.then(one.inspected, one.reply, outcomes.get(unproven) if unproven else None)
+                    one.then(one.inspected, one.reply, outcomes[unproven] if unproven else None)
                 except Exception:  # all lines depend on this task: it outlives a bug in one of them
                     log.exception("line_failed", type=one.inspected.kind.name)
             outcomes = {key: error for part in begun for key, error in await part}
