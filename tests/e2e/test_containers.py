@@ -24,7 +24,7 @@ from unit.workflow.workflow_cases import request
 
 from tocsin.bus import Bus, Context, Credentials
 from tocsin.contracts.analysis import AssessmentMade
-from tocsin.contracts.catalogue import DELIVER_AGENT, EVENT, ROUTE, THREAT_ALERT, WORKFLOW_SUBMIT
+from tocsin.contracts.catalogue import DELIVER_ROLE, EVENT, ROUTE, THREAT_ALERT, WORKFLOW_SUBMIT
 from tocsin.contracts.identifiers import Priority, Role, ServiceName, Severity, SpiffeId
 from tocsin.contracts.routing import ThreatAlert
 from tocsin.crypto import Authority, LocalKey, select_backend
@@ -165,7 +165,10 @@ def routed(stack: ComposeStack) -> dict[str, int]:
 
 
 async def sent_to_itself(stack: ComposeStack, count: int) -> list[int]:
-    """Send through the routers as an agent of our own, to itself; return what arrived."""
+    """Send through the routers as an agent of our own, to a role that it listens for; return what arrived.
+
+    Nobody enrolled it, so no message may name it as the audience.
+    """
     agent = SpiffeId.agent("tocsin.local", Role.HUNTER, "echo-01")
     key = LocalKey.generate(select_backend())
     certificate = stack.installation.root().issue(
@@ -182,12 +185,12 @@ async def sent_to_itself(stack: ComposeStack, count: int) -> list[int]:
         arrived.append(int(alert.summary))
 
     async with Bus(stack.installation.bus_settings(stack.nats_url), own, Metrics()) as bus:
-        await bus.subscribe(DELIVER_AGENT, on_alert, at={"agent": agent.name})
+        await bus.subscribe(DELIVER_ROLE, on_alert, at={"role": Role.CANARY.value})
         await bus.flush()
         at = {"type": THREAT_ALERT.name, "priority": Priority.NORMAL.token, "agent": agent.name}
         for number in range(count):
             alert = ThreatAlert(severity=Severity.LOW, summary=str(number))
-            await bus.publish(ROUTE, THREAT_ALERT, alert, audience=f"agent.{agent.name}", at=at)
+            await bus.publish(ROUTE, THREAT_ALERT, alert, audience=f"role.{Role.CANARY.value}", at=at)
         await eventually(lambda: len(arrived) >= count, within_s=20)
     return arrived
 
