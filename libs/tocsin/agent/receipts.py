@@ -1,8 +1,9 @@
 """Receipts: a host tells the routers which of its agents have accepted an emergency.
 
-What has gathered while one envelope was being sent goes into the next one, at most 64 receipts each. They go
-into stream RECEIPTS, so that a router that is away, or dies, finds them; an envelope that the stream does not
-acknowledge in time is sent again. Beyond ``MAX_WAITING`` the oldest are dropped and counted
+What has gathered while one envelope was being sent goes into the next one, at most 64 receipts and about 8,000
+agents each; one that is too large all the same goes in halves, and a single receipt that is too large is dropped
+and counted. They go into stream RECEIPTS, so that a router that is away, or dies, finds them; an envelope that
+the stream does not acknowledge in time is sent again. Beyond ``MAX_WAITING`` the oldest are dropped and counted
 (``receipts_dropped``): the tracker then counts those agents as undelivered, never the other way round. Trackers
 count each agent once, however often it is confirmed.
 
@@ -22,6 +23,8 @@ from tocsin.contracts.routing import Receipt, Receipts
 
 MAX_WAITING = 4096
 MAX_IN_ONE = 64
+MAX_AGENTS_IN_ONE = 8_000
+"""With names of up to 24 bytes they fit into an envelope of type ``receipts``."""
 RETRY_S = 0.2
 SEND_TIMEOUT_S = 1.0
 """For signing and the stream's acknowledgement; a broker that died with it never answers."""
@@ -34,6 +37,7 @@ class ReceiptSender:
         self._bus = bus
         self._host = host
         self._waiting: deque[Receipt] = deque()
+        self._limit = MAX_IN_ONE
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -59,7 +63,7 @@ class ReceiptSender:
         """Send until cancelled."""
         while True:
             await self._arrived.wait()
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_IN_ONE))]
+            batch = self._next_batch()
             try:
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await self._bus.publish(
@@ -70,11 +74,36 @@ class ReceiptSender:
                         at={"host": self._host},
                     )
             except (TocsinError, TimeoutError) as error:
-                self._bus.metrics.count(f"receipt_failures.{getattr(error, 'reason', 'timeout')}")
-                self._waiting.extendleft(reversed(batch))
-                await asyncio.sleep(RETRY_S)
-                continue
-            self._bus.metrics.count("receipts_sent", len(batch))
+                reason = getattr(error, "reason", "timeout")
+                self._bus.metrics.count(f"receipt_failures.{reason}")
+                if reason == "too_large":
+                    self._split(batch)
+                else:
+                    self._waiting.extendleft(reversed(batch))
+                    await asyncio.sleep(RETRY_S)
+            else:
+                self._bus.metrics.count("receipts_sent", len(batch))
+                self._limit = MAX_IN_ONE
             if not self._waiting:
                 self._arrived.clear()
                 self._idle.set()
+
+    def _next_batch(self) -> list[Receipt]:
+        """Take the oldest that go into one envelope: at least one."""
+        batch = [self._waiting.popleft()]
+        agents = len(batch[0].agents)
+        while self._waiting and len(batch) < self._limit:
+            agents += len(self._waiting[0].agents)
+            if agents > MAX_AGENTS_IN_ONE:
+                break
+            batch.append(self._waiting.popleft())
+        return batch
+
+    def _split(self, batch: list[Receipt]) -> None:
+        """Try half of what was too large next; what cannot be halved would be too large for ever."""
+        if len(batch) == 1:
+            self._bus.metrics.count("receipts_dropped")
+            self._limit = MAX_IN_ONE
+        else:
+            self._waiting.extendleft(reversed(batch))
+            self._limit = len(batch) // 2
