@@ -50,8 +50,7 @@ class Emergencies:
         """Hand an emergency to those of the agents that have not had it; False if all had it before.
 
         Raises:
-            ExhaustedError: ``inbox_full`` of some agent: another copy must come. ``journal_full``.
-            UnavailableError: ``journal_failed``.
+            ExhaustedError: ``inbox_full`` of some agent: another copy must come.
         """
         fresh = [name for name in agents if not self._journal.has(context.leaf, name)]
         taken = [name for name in fresh if self._put(self._inboxes[name], alert, context)]
@@ -69,6 +68,7 @@ class Emergencies:
 
         Raises:
             UnavailableError: ``journal_failed``.
+            ExhaustedError: ``journal_full``.
         """
         await self._journal.durable(leaf)
 

@@ -6,8 +6,8 @@ more, after a crash of the process alone it does not. A torn or damaged tail is 
 was either never confirmed, or comes again. The file is written anew, without what is done, when it has grown
 to twice what it held then.
 
-After a failed write nothing more is accepted: agents are handed their alerts all the same, and the routers
-count them as undelivered.
+After a failed write, or while there is no room, nothing is promised: agents are handed their alerts all the same,
+once each, since the state in memory remembers them, and the routers count them as undelivered.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class AlertJournal:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="alert-journal")
         self._task: asyncio.Task[None] | None = None
         self._failed = False
+        self._unwritten: set[bytes] = set()
         try:
             data = path.read_bytes() if path.exists() else HEADER
             held = self._state.load(data[len(HEADER) :]) if data.startswith(HEADER) else 0
@@ -76,23 +77,24 @@ class AlertJournal:
     def accept(
         self, leaf: bytes, data: bytes, channel: str, taken_ns: int, agents: list[str]
     ) -> asyncio.Future[None]:
-        """Accept an emergency for agents; the future is done when it is on the disk.
+        """Accept an emergency for agents: from now on :meth:`has` knows it.
 
-        Raises:
-            ExhaustedError: ``journal_full``.
-            UnavailableError: ``journal_failed``.
+        Returns:
+            A future that is done when it is on the disk; it fails with UnavailableError (``journal_failed``) or
+            ExhaustedError (``journal_full``), and then nothing may be confirmed.
         """
-        if self._failed:
-            raise UnavailableError(
-                f"{self._path.name} failed before", reason="journal_failed", advice="see to the disk, restart"
-            )
-        if len(self._waiting) >= MAX_WAITING or self._size > MAX_BYTES:
-            raise ExhaustedError("the alert journal has no room", reason="journal_full")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._frames.append(self._state.accept(leaf, data, channel, taken_ns, agents))
-        self._waiting.append(done)
-        self._writing[leaf] = done
-        self._write_soon()
+        frame = self._state.accept(leaf, data, channel, taken_ns, agents)
+        if self._failed:
+            done.set_exception(self._failed_before())
+        elif len(self._waiting) >= MAX_WAITING or self._size > MAX_BYTES:
+            self._unwritten.add(leaf)
+            done.set_exception(_full())
+        else:
+            self._frames.append(frame)
+            self._waiting.append(done)
+            self._writing[leaf] = done
+            self._write_soon()
         return done
 
     async def durable(self, leaf: bytes) -> None:
@@ -100,12 +102,15 @@ class AlertJournal:
 
         Raises:
             UnavailableError: ``journal_failed``.
+            ExhaustedError: ``journal_full``.
         """
         writing = self._writing.get(leaf)
         if writing is not None:
             await asyncio.shield(writing)
-        elif self._failed:
-            raise UnavailableError(f"{self._path.name} failed before", reason="journal_failed")
+        if self._failed:
+            raise self._failed_before()
+        if leaf in self._unwritten:
+            raise _full()
 
     def handled(self, leaf: bytes, agent: str) -> None:
         """Note that an agent has handled an emergency."""
@@ -169,6 +174,11 @@ class AlertJournal:
         self._waiting.clear()
         self._forget_written()
 
+    def _failed_before(self) -> TocsinError:
+        return UnavailableError(
+            f"{self._path.name} failed before", reason="journal_failed", advice="see to the disk, restart"
+        )
+
     def _forget_written(self) -> None:
         self._writing = {leaf: done for leaf, done in self._writing.items() if not done.done()}
 
@@ -197,3 +207,7 @@ def _replace(path: Path, data: bytes) -> tuple[int, int]:
 
 def _unavailable(path: Path, error: OSError) -> TocsinError:
     return UnavailableError(f"{path.name}: {error.strerror}", reason="journal_failed")
+
+
+def _full() -> TocsinError:
+    return ExhaustedError("the alert journal has no room", reason="journal_full")

@@ -11,7 +11,7 @@ import pytest
 from tocsin.agent import journal as module
 from tocsin.agent.accepted import KEPT_NS
 from tocsin.agent.journal import AlertJournal
-from tocsin.contracts.errors import UnavailableError
+from tocsin.contracts.errors import ExhaustedError, UnavailableError
 
 NOW_NS = 1_800_000_000_000_000_000
 
@@ -98,7 +98,21 @@ async def test_a_disk_that_refuses_confirms_nothing_more(
             await accept(journal, 1, "a")
     assert caught.value.reason == "journal_failed"
     with pytest.raises(UnavailableError):
-        accept(journal, 2, "a")
+        await accept(journal, 2, "a")
+    assert journal.has(leaf(2), "a"), "no further copy goes to the agent"
     with pytest.raises(UnavailableError):
+        await journal.durable(leaf(1))
+    await journal.close()
+
+
+async def test_a_full_journal_remembers_and_confirms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = journal_at(tmp_path)
+    monkeypatch.setattr(module, "MAX_WAITING", 0)
+    with pytest.raises(ExhaustedError):
+        await accept(journal, 1, "a")
+    assert journal.has(leaf(1), "a")
+    with pytest.raises(ExhaustedError):
         await journal.durable(leaf(1))
     await journal.close()
