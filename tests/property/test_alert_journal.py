@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tocsin.agent.accepted import Accepted
+from tocsin.agent.accepted import Accepted, frames_of
 from tocsin.agent.journal import HEADER, AlertJournal
 
 AGENTS = ("a", "b", "c")
@@ -24,7 +24,7 @@ marks = st.tuples(
 scripts = st.lists(st.one_of(acceptances, marks), max_size=30)
 
 
-def frames_of(script: list[tuple[str, bytes, list[str]]], state: Accepted) -> list[bytes]:
+def written(script: list[tuple[str, bytes, list[str]]], state: Accepted) -> list[bytes]:
     return [
         state.accept(leaf, b"envelope" + leaf, "core", NOW_NS, agents)
         if what == "accept"
@@ -52,11 +52,11 @@ def test_what_was_written_is_read_back_and_reading_it_twice_changes_nothing(
     script: list[tuple[str, bytes, list[str]]],
 ) -> None:
     state, once = Accepted(), Accepted()
-    data = b"".join(frames_of(script, state))
+    data = b"".join(written(script, state))
     assert once.load(data) == len(data)
     assert seen(once) == seen(state)
     compact = Accepted()
-    compact.load(state.frames())
+    compact.load(frames_of(state.snapshot()))
     assert seen(compact) == seen(state)
 
 
@@ -64,7 +64,7 @@ def test_what_was_written_is_read_back_and_reading_it_twice_changes_nothing(
 def test_a_torn_or_flipped_tail_costs_the_tail_only(
     script: list[tuple[str, bytes, list[str]]], at: int, flip: bool
 ) -> None:
-    frames = frames_of(script, Accepted())
+    frames = written(script, Accepted())
     data = b"".join(frames)
     at = min(at, len(data))
     torn = data[:at]

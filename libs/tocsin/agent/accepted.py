@@ -3,10 +3,12 @@
     frame   = length (4) || SHA-256(payload)[:8] || payload
     payload = msgpack [1, leaf, envelope, channel, taken_ns, [agent ...]]    accepted, for these agents
             | msgpack [2, leaf, [agent ...]]                                 these have handled it
+            | msgpack [3, leaf, channel, taken_ns, [agent ...]]              all have: these, or whoever was due
+            | msgpack [4, leaf]                                              not all who were due have it yet
 
 Pure: no file and no clock. Applying a frame twice changes nothing, and the order of two agents' marks does not
-matter. An acceptance that has been handled by all keeps its leaf, its agents and its time, not its envelope:
-they tell a copy that comes again, and a receipt that is asked for again.
+matter. What all have handled keeps no envelope; and no names either, once no receipt will be asked for again:
+its leaf alone tells a copy that comes again, unless some agent still waits for a copy.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ import msgpack
 from tocsin.bus.envelope import unpack
 from tocsin.contracts.errors import InvalidInputError
 from tocsin.contracts.fleet import MAX_AGENTS_PER_HOST
-from tocsin.contracts.routing import Receipt
+from tocsin.contracts.routing import MAX_DEADLINE_S, Receipt
 
 ACCEPTED = 1
 HANDLED = 2
+DONE = 3
+PARTIAL = 4
 HEAD_BYTES = 12
 MAX_PAYLOAD = 256 * 1024
 """Longest payload: an alert of 64 KiB for 1,024 agents of the longest names."""
@@ -33,6 +37,10 @@ LEAF_BYTES = 32
 CHANNELS = ("core", "stream")
 KEPT_NS = 2 * 3_600 * 1_000_000_000
 """How long a leaf is remembered: twice as long as an alert is good for."""
+CONFIRM_AGAIN_NS = int(2 * MAX_DEADLINE_S) * 1_000_000_000
+"""After a restart, receipts of so long ago are sent once more: who was killed may not have sent them."""
+MAX_SHARED = 64
+"""Sets of agents that the acceptances which are done share: most are for all of the host's agents."""
 MAX_KEPT = 65_536
 """Acceptances that all have handled and that are remembered; beyond, the oldest are forgotten."""
 
@@ -47,13 +55,19 @@ class Acceptance:
     channel: str
     taken_ns: int
     agents: dict[str, None] = field(default_factory=dict)
-    """For whom, in order."""
+    """For whom, in order; nobody in particular, once it is done and old. Never changed: acceptances share it."""
     waiting: dict[str, None] = field(default_factory=dict)
     """Who has not handled it."""
+    partial: bool = False
+    """Whether some agent had no room for it and waits for another copy."""
 
     def receipt(self) -> Receipt:
         """Return what the routers are told."""
         return Receipt(leaf=self.leaf, agents=tuple(self.agents), channel=self.channel, taken_ns=self.taken_ns)
+
+
+Snapshot = list[tuple[bytes, bytes, str, int, dict[str, None], tuple[str, ...], bool]]
+"""Of each acceptance: leaf, envelope, channel, time, its agents, those of them who wait, whether it is partial."""
 
 
 class Accepted:
@@ -61,6 +75,7 @@ class Accepted:
 
     def __init__(self) -> None:
         self._all: OrderedDict[bytes, Acceptance] = OrderedDict()
+        self._shared: dict[tuple[str, ...], dict[str, None]] = {}
 
     def __len__(self) -> int:
         return len(self._all)
@@ -71,7 +86,7 @@ class Accepted:
     def has(self, leaf: bytes, agent: str) -> bool:
         """Tell whether it was accepted for an agent."""
         found = self._all.get(leaf)
-        return found is not None and agent in found.agents
+        return found is not None and (agent in found.agents or not found.agents)
 
     def accept(self, leaf: bytes, data: bytes, channel: str, taken_ns: int, agents: Iterable[str]) -> bytes:
         """Accept an emergency for agents; return its frame."""
@@ -83,6 +98,11 @@ class Accepted:
         names = list(agents)
         self._handle(leaf, names)
         return _frame((HANDLED, leaf, names))
+
+    def missed(self, leaf: bytes) -> bytes:
+        """Note that some agent had no room for it; return the frame."""
+        self._miss(leaf)
+        return _frame((PARTIAL, leaf))
 
     def load(self, data: bytes) -> int:
         """Apply a journal's frames as far as they hold; return where that ends."""
@@ -96,41 +116,62 @@ class Accepted:
         return end
 
     def forget(self, *, now_ns: int) -> None:
-        """Drop what all have handled and that cannot come again."""
+        """Drop what all have handled and that cannot come again, and the names of what is not so old."""
         done = [one for one in self if not one.waiting]
         beyond = len(done) - MAX_KEPT
         for number, one in enumerate(done):
             if number < beyond or one.taken_ns < now_ns - KEPT_NS:
                 del self._all[one.leaf]
+            elif one.taken_ns < now_ns - CONFIRM_AGAIN_NS and not one.partial:
+                one.agents = {}
+        self._shared.clear()
 
-    def frames(self) -> bytes:
-        """Return the frames that make up the present state and no more."""
-        parts: list[bytes] = []
-        for one in self:
-            parts.append(_frame((ACCEPTED, one.leaf, one.data, one.channel, one.taken_ns, list(one.agents))))
-            done = [agent for agent in one.agents if agent not in one.waiting]
-            if done:
-                parts.append(_frame((HANDLED, one.leaf, done)))
-        return b"".join(parts)
+    def snapshot(self) -> Snapshot:
+        """Return the present state, for :func:`frames_of` in another thread."""
+        return [
+            (one.leaf, one.data, one.channel, one.taken_ns, one.agents, tuple(one.waiting), one.partial)
+            for one in self
+        ]
 
     def _accept(
         self, leaf: bytes, data: bytes, channel: str, taken_ns: int, agents: Iterable[str]
     ) -> list[str]:
-        one = self._all.setdefault(leaf, Acceptance(leaf, data, channel, taken_ns))
+        one = self._all.get(leaf)
+        if one is None:
+            one = self._all[leaf] = Acceptance(leaf, data, channel, taken_ns)
+        elif not one.agents:
+            return []
         fresh = [agent for agent in agents if agent not in one.agents]
-        one.data = one.data or (data if fresh else b"")
-        one.agents.update(dict.fromkeys(fresh))
-        one.waiting.update(dict.fromkeys(fresh))
+        if fresh:
+            one.data = one.data or data
+            one.agents = {**one.agents, **dict.fromkeys(fresh)}
+            one.waiting.update(dict.fromkeys(fresh))
         return fresh
 
     def _handle(self, leaf: bytes, agents: Iterable[str]) -> None:
         one = self._all.get(leaf)
-        if one is None:
+        if one is None or not one.waiting:
             return
         for agent in agents:
             one.waiting.pop(agent, None)
         if not one.waiting:
-            one.data = b""
+            self._compact(one)
+
+    def _finish(self, leaf: bytes, channel: str, taken_ns: int, agents: Iterable[str]) -> None:
+        if leaf not in self._all:
+            self._all[leaf] = one = Acceptance(leaf, b"", channel, taken_ns, dict.fromkeys(agents))
+            self._compact(one)
+
+    def _compact(self, one: Acceptance) -> None:
+        one.data = b""
+        one.waiting = {}  # a dictionary keeps the room of what it has held
+        if len(self._shared) >= MAX_SHARED:
+            self._shared.clear()
+        one.agents = self._shared.setdefault(tuple(one.agents), one.agents)
+
+    def _miss(self, leaf: bytes) -> None:
+        if one := self._all.get(leaf):
+            one.partial = True
 
     def _apply(self, fields: Any) -> None:
         """Apply one payload.
@@ -145,8 +186,30 @@ class Accepted:
                 self._accept(leaf, data, channel, taken_ns, agents)
             case (2, bytes(leaf), tuple(agents)) if len(leaf) == LEAF_BYTES and _are_names(agents):
                 self._handle(leaf, agents)
+            case (3, bytes(leaf), str(channel), int(taken_ns), tuple(agents)) if (
+                len(leaf) == LEAF_BYTES and channel in CHANNELS and 0 <= taken_ns < 2**63 and _are_names(agents)
+            ):
+                self._finish(leaf, channel, taken_ns, agents)
+            case (4, bytes(leaf)) if len(leaf) == LEAF_BYTES:
+                self._miss(leaf)
             case _:
                 raise InvalidInputError("no frame of an alert journal", reason="malformed")
+
+
+def frames_of(state: Snapshot) -> bytes:
+    """Return the frames that make up a state and no more."""
+    parts: list[bytes] = []
+    for leaf, data, channel, taken_ns, agents, waiting, partial in state:
+        if waiting:
+            parts.append(_frame((ACCEPTED, leaf, data, channel, taken_ns, list(agents))))
+            left = set(waiting)
+            if len(left) < len(agents):
+                parts.append(_frame((HANDLED, leaf, [agent for agent in agents if agent not in left])))
+        else:
+            parts.append(_frame((DONE, leaf, channel, taken_ns, list(agents))))
+        if partial:
+            parts.append(_frame((PARTIAL, leaf)))
+    return b"".join(parts)
 
 
 def _are_names(agents: Sequence[Any]) -> bool:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from functools import partial
 
-from tocsin.agent.accepted import Acceptance
+from tocsin.agent.accepted import CONFIRM_AGAIN_NS, Acceptance
 from tocsin.agent.agent import Agent
 from tocsin.agent.inbox import Inbox, Job
 from tocsin.agent.journal import AlertJournal
@@ -22,11 +22,8 @@ from tocsin.bus import Bus, Context
 from tocsin.contracts.catalogue import ALERT_BACKUP, THREAT_ALERT
 from tocsin.contracts.errors import ExhaustedError, TocsinError
 from tocsin.contracts.identifiers import Priority
-from tocsin.contracts.routing import MAX_DEADLINE_S, ThreatAlert
+from tocsin.contracts.routing import ThreatAlert
 from tocsin.telemetry import get_logger
-
-CONFIRM_AGAIN_NS = int(2 * MAX_DEADLINE_S) * 1_000_000_000
-"""After a restart, receipts of so long ago are sent once more: who was killed may not have sent them."""
 
 log = get_logger(__name__)
 
@@ -60,6 +57,7 @@ class Emergencies:
             acceptance = Acceptance(context.leaf, b"", channel, taken_ns, dict.fromkeys(taken))
             writing.add_done_callback(partial(self._confirm, acceptance))
         if len(taken) < len(fresh):
+            self._journal.missed(context.leaf)
             raise ExhaustedError(f"{len(fresh) - len(taken)} inboxes are full", reason="inbox_full")
         return bool(fresh)
 

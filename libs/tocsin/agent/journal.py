@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tocsin.agent.accepted import Acceptance, Accepted
+from tocsin.agent.accepted import MAX_KEPT, Acceptance, Accepted, Snapshot, frames_of
 from tocsin.contracts.errors import ExhaustedError, TocsinError, UnavailableError
 from tocsin.telemetry import get_logger
 
@@ -29,6 +29,9 @@ REWRITE_BYTES = 4 * 1024 * 1024
 """Below this the file is not written anew."""
 MAX_BYTES = 256 * 1024 * 1024
 """Size beyond which nothing is accepted: as much as stream ALERTS holds."""
+
+REWRITE_FULL_S = 5.0
+"""How often a full file is written anew, in the hope that something is done or old by now."""
 
 log = get_logger(__name__)
 
@@ -57,18 +60,19 @@ class AlertJournal:
             if (cut := len(data) - len(HEADER) - held) > 0 or not data.startswith(HEADER):
                 log.warning("alert_journal_torn", journal=path.name, cut_bytes=max(cut, 0))
             self._state.forget(now_ns=now_ns)
-            self._file, self._size = _replace(path, HEADER + self._state.frames())
+            self._file, self._size = _replace(path, HEADER + frames_of(self._state.snapshot()))
         except OSError as error:
             raise _unavailable(path, error) from error
         self._rewritten_bytes = self._size
+        self._rewritten_s = time.monotonic()
 
     def unhandled(self) -> list[Acceptance]:
         """Return what some agent has not handled, in the order of acceptance."""
         return [one for one in self._state if one.waiting]
 
     def since(self, taken_ns: int) -> list[Acceptance]:
-        """Return what was accepted since a moment."""
-        return [one for one in self._state if one.taken_ns >= taken_ns]
+        """Return what was accepted since a moment, as far as it is still known for whom."""
+        return [one for one in self._state if one.taken_ns >= taken_ns and one.agents]
 
     def has(self, leaf: bytes, agent: str) -> bool:
         """Tell whether an emergency was accepted for an agent, be it not on the disk yet."""
@@ -87,9 +91,12 @@ class AlertJournal:
         frame = self._state.accept(leaf, data, channel, taken_ns, agents)
         if self._failed:
             done.set_exception(self._failed_before())
+            if len(self._state) > 2 * MAX_KEPT:  # no rewriting forgets them any more
+                self._state.forget(now_ns=taken_ns)
         elif len(self._waiting) >= MAX_WAITING or self._size > MAX_BYTES:
             self._unwritten.add(leaf)
             done.set_exception(_full())
+            self._write_soon()
         else:
             self._frames.append(frame)
             self._waiting.append(done)
@@ -119,6 +126,13 @@ class AlertJournal:
             self._frames.append(frame)
             self._write_soon()
 
+    def missed(self, leaf: bytes) -> None:
+        """Note that some agent had no room for an emergency: it is remembered by name who has had it."""
+        frame = self._state.missed(leaf)
+        if not self._failed:
+            self._frames.append(frame)
+            self._write_soon()
+
     async def close(self) -> None:
         """Write what waits, and close the file."""
         if self._task is not None:
@@ -134,14 +148,16 @@ class AlertJournal:
     async def _write_all(self) -> None:
         await asyncio.sleep(0)  # those that are accepted in the same turn of the loop join
         loop = asyncio.get_running_loop()
-        while self._frames:
+        while self._frames or self._is_overgrown():
             frames, self._frames = self._frames, []
             waiting, self._waiting = self._waiting, []
             try:
                 await loop.run_in_executor(self._thread, self._append, b"".join(frames), bool(waiting))
-                if self._size > max(REWRITE_BYTES, 2 * self._rewritten_bytes):
+                if self._is_overgrown():
                     self._state.forget(now_ns=time.time_ns())
-                    await loop.run_in_executor(self._thread, self._rewrite, HEADER + self._state.frames())
+                    saved = frozenset(self._unwritten)
+                    await loop.run_in_executor(self._thread, self._rewrite, self._state.snapshot())
+                    self._unwritten -= saved
             except OSError as error:
                 self._fail(waiting, error)
                 return
@@ -158,10 +174,17 @@ class AlertJournal:
             os.fsync(self._file)
         self._size += len(data)
 
-    def _rewrite(self, data: bytes) -> None:
-        os.close(self._file)
-        self._file, self._size = _replace(self._path, data)
+    def _is_overgrown(self) -> bool:
+        """Tell whether to write the file anew: it has doubled; or it is full, and some time has passed."""
+        full = self._size > MAX_BYTES and time.monotonic() - self._rewritten_s > REWRITE_FULL_S
+        return full or self._size > max(REWRITE_BYTES, 2 * self._rewritten_bytes)
+
+    def _rewrite(self, state: Snapshot) -> None:
+        old = self._file
+        self._file, self._size = _replace(self._path, HEADER + frames_of(state))
+        os.close(old)
         self._rewritten_bytes = self._size
+        self._rewritten_s = time.monotonic()
 
     def _fail(self, waiting: list[asyncio.Future[None]], error: OSError) -> None:
         """Accept nothing more: what reached the disk is not known."""

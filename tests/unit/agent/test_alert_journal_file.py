@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tocsin.agent import journal as module
-from tocsin.agent.accepted import KEPT_NS
+from tocsin.agent.accepted import CONFIRM_AGAIN_NS, KEPT_NS
 from tocsin.agent.journal import AlertJournal
 from tocsin.contracts.errors import ExhaustedError, UnavailableError
 
@@ -115,4 +115,39 @@ async def test_a_full_journal_remembers_and_confirms_nothing(
     assert journal.has(leaf(1), "a")
     with pytest.raises(ExhaustedError):
         await journal.durable(leaf(1))
+    await journal.close()
+
+
+async def test_what_is_done_and_old_keeps_no_names_unless_some_agent_waits_for_a_copy(tmp_path: Path) -> None:
+    agents = [f"agent-{number:04d}" for number in range(800)]
+    journal = journal_at(tmp_path)
+    for number in range(4):
+        await accept(journal, number, *agents)
+        for agent in agents:
+            journal.handled(leaf(number), agent)
+    journal.missed(leaf(3))
+    await journal.close()
+    for _ in range(2):
+        again = journal_at(tmp_path, now_ns=NOW_NS + CONFIRM_AGAIN_NS + 1)
+        assert (tmp_path / "alerts.journal").stat().st_size < 12_000
+        assert all(again.has(leaf(number), "agent-0001") for number in range(4))
+        assert not again.unhandled()
+        assert not again.has(leaf(3), "late"), "who had no room for it gets the next copy"
+        await again.close()
+
+
+async def test_a_full_journal_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = journal_at(tmp_path)
+    await accept(journal, 1, "a", data=bytes(2_000))
+    await accept(journal, 2, "a", data=bytes(2_000))
+    journal.handled(leaf(1), "a")
+    monkeypatch.setattr(module, "MAX_BYTES", 3_000)
+    monkeypatch.setattr(module, "REWRITE_FULL_S", 0)
+    with pytest.raises(ExhaustedError):
+        await accept(journal, 3, "a")
+    async with asyncio.timeout(2):
+        while journal._size > 3_000:
+            await asyncio.sleep(0.01)
+    await journal.durable(leaf(3))
+    await accept(journal, 4, "a")
     await journal.close()
