@@ -115,9 +115,9 @@ def desk(tmp_path: Path, council: Council, decided: Decided) -> Desk:
 
 async def test_a_true_order_is_written_down_once_and_reported(desk: Desk, decided: Decided) -> None:
     async with guardian_at(desk) as guardian:
-        for _ in range(3):
-            await guardian.on_alert(alert(decided.order()), ADMIN)
-        (done, *others) = await desk.settled()
+        await asyncio.gather(*(guardian.on_alert(alert(decided.order()), ADMIN) for _ in range(3)))
+        refused = ActuationOutcome.REFUSED
+        (done, *others) = sorted(await desk.settled(), key=lambda one: one.outcome is refused)
         await guardian.on_alert(alert(decided.order()), ADMIN)
     assert (done.outcome, done.ballots_verified, done.quorum) == (ActuationOutcome.WOULD_DO, 5, 5)
     assert [(one.outcome, one.detail.split(":")[0]) for one in others] == [
@@ -161,6 +161,47 @@ async def test_a_false_order_is_refused_and_the_true_one_still_counts(
     assert (refused.outcome, refused.ballots_verified) == (ActuationOutcome.REFUSED, 0)
     assert refused.detail.startswith(f"{reason}: ")
     assert done.outcome is ActuationOutcome.WOULD_DO
+
+
+class Slow:
+    """An actuator that is not done yet."""
+
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+
+    async def carry_out(self, order: VerifiedOrder) -> Carried:
+        await self.may_end.wait()
+        return Carried(ActuationOutcome.WOULD_DO, order.command.address)
+
+
+async def test_an_order_is_handled_once_it_is_claimed_while_the_actuator_still_works(
+    desk: Desk, decided: Decided
+) -> None:
+    slow = Slow()
+    async with guardian_at(desk, slow) as guardian:
+        await asyncio.wait_for(guardian.on_alert(alert(decided.order()), ADMIN), 5)
+        record = (desk.state_dir / "guardian-01.acted.log").read_bytes()
+        assert decided.decision in record, "who is killed now has it on record"
+        assert not desk.events
+        slow.may_end.set()
+        (done,) = await desk.settled()
+    assert done.outcome is ActuationOutcome.WOULD_DO
+
+
+async def test_who_is_cancelled_before_the_claim_has_not_handled_the_order(
+    desk: Desk, decided: Decided, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FETCH_WITHIN_S", 5)
+    desk.certificates.clear()
+    async with guardian_at(desk) as guardian:
+        handling = asyncio.create_task(guardian.on_alert(alert(decided.order()), ADMIN))
+        await asyncio.sleep(0.05)
+        assert not handling.done(), "the host would mark it handled"
+        for task in (handling, *desk.tasks):
+            task.cancel()
+        await asyncio.gather(handling, *desk.tasks, return_exceptions=True)
 
 
 async def test_without_a_certificate_nothing_is_done(

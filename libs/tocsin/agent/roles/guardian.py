@@ -11,8 +11,10 @@ Whatever fails, it does nothing and says so: event ``agent.actuation``, outcome 
 refusal is not recorded, so that the true order still counts after a false one.
 
 The record is written *before* the actuator is asked: a guardian that dies in between does not act twice, and
-may not have acted at all. It remembers the last MAX_ACTED decisions. Does not protect against the order of an
-old decision that this guardian never saw, nor against a revoked key (a list of revocations is to come).
+may not have acted at all. An order counts as handled, for the host, once it is on record: a guardian that dies
+before that gets it again. The actuator's work holds up no further alert. It remembers the last MAX_ACTED
+decisions. Does not protect against the order of an old decision that this guardian never saw, nor against a
+revoked key (a list of revocations is to come).
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Guardian(Agent):
         self._chosen = actuator
         self._acted: Memory[bytes, None] = Memory(MAX_ACTED)
         self._record: Journal | None = None
-        # One order at a time: what is acted on is decided and recorded without another in between.
+        # One order at a time: what is acted on is decided and recorded without another in between; and so is the work.
+        self._claiming = asyncio.Lock()
         self._acting = asyncio.Lock()
 
     @property
@@ -78,43 +81,52 @@ class Guardian(Agent):
 
     async def stopping(self) -> None:
         """Finish what is being done, and close the record."""
-        async with self._acting:
+        await asyncio.sleep(0)  # what was claimed a moment ago begins
+        async with self._claiming, self._acting:
             if self._record is not None:
                 self._record.close()
                 self._record = None
 
     async def on_alert(self, alert: ThreatAlert, context: Context) -> None:
-        """Carry out an order."""
-        if alert.severity is not Severity.CRITICAL or alert.order is None:
+        """Claim an order, and see to it that it is carried out."""
+        order = alert.order
+        if alert.severity is not Severity.CRITICAL or order is None or order.decision in self._acted:
             return
-        if alert.order.decision in self._acted:
-            return
-        self.host.spawn(self._obey(alert.order, context), f"order for {self.name}")
-
-    async def _obey(self, order: ResponseOrder, context: Context) -> None:
         try:
-            async with self._acting:
-                actuation = await self._carry_out(order, context)
+            async with self._claiming:
+                decided = await self._claimed(order, context)
         except TocsinError as error:
-            log.warning("order_refused", agent=self.name, decision=order.decision.hex(), reason=error.reason)
-            actuation = self._actuation(
-                order, ActuationOutcome.REFUSED, f"{error.reason}: {error}", ballots=0, quorum=0
-            )
-        self.host.metrics.count(f"guardian.{actuation.outcome.value}")
-        await self._report(actuation)
+            self.host.spawn(self._refuse(order, error), f"refusal of {self.name}")
+        else:
+            self.host.spawn(self._obey(order, decided), f"order for {self.name}")
 
-    async def _carry_out(self, order: ResponseOrder, context: Context) -> Actuation:
+    async def _claimed(self, order: ResponseOrder, context: Context) -> VerifiedDecision:
         if context.sender.role is not Role.ADMIN:
             raise DeniedError(f"{context.sender} orders nothing", reason="not_an_admin")
         decided = await self._verified(order)
         await self._claim(order.decision)
-        carried = await self.actuator.carry_out(
-            VerifiedOrder(order.command, order.decision, self.name, self.host.now_ns())
-        )
+        return decided
+
+    async def _obey(self, order: ResponseOrder, decided: VerifiedDecision) -> None:
+        try:
+            async with self._acting:
+                carried = await self.actuator.carry_out(
+                    VerifiedOrder(order.command, order.decision, self.name, self.host.now_ns())
+                )
+        except TocsinError as error:
+            await self._refuse(order, error)
+            return
         log.info("order_carried_out", agent=self.name, decision=order.decision.hex(), outcome=carried.outcome)
-        return self._actuation(
-            order, carried.outcome, carried.detail, ballots=decided.ballots_verified, quorum=decided.quorum
+        await self._report(
+            self._actuation(
+                order, carried.outcome, carried.detail, ballots=decided.ballots_verified, quorum=decided.quorum
+            )
         )
+
+    async def _refuse(self, order: ResponseOrder, error: TocsinError) -> None:
+        log.warning("order_refused", agent=self.name, decision=order.decision.hex(), reason=error.reason)
+        detail = f"{error.reason}: {error}"
+        await self._report(self._actuation(order, ActuationOutcome.REFUSED, detail, ballots=0, quorum=0))
 
     async def _verified(self, order: ResponseOrder) -> VerifiedDecision:
         """Return what the certificate proves, if it proves this very order."""
@@ -149,6 +161,8 @@ class Guardian(Agent):
         )
 
     async def _report(self, actuation: Actuation) -> None:
+        self.host.metrics.count(f"guardian.{actuation.outcome.value}")
+
         async def attempt() -> object:
             return await self.host.event(self, EVENT_ACTUATION, actuation)
 
