@@ -118,8 +118,8 @@ class Membership:
                 # Superseded or revoked: a renewal would be refused, and says so to whoever reads the log.
                 log.error("certificate_lost", key=group.file_name)
                 return
-            life_s = (identity.not_after_ns - identity.not_before_ns) / NS_PER_S
-            half_s = (identity.not_before_ns - time.time_ns()) / NS_PER_S + life_s / 2
+            life_s = (identity.not_after_ns - identity.issued_ns) / NS_PER_S
+            half_s = (identity.issued_ns - time.time_ns()) / NS_PER_S + life_s / 2
             await asyncio.sleep(max(half_s, life_s * RENEWAL_RETRY))
             try:
                 self.held[group] = await enrol(bus, self.wallet, group, key, timeout_s=life_s * RENEWAL_RETRY)

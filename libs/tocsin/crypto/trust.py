@@ -16,7 +16,9 @@ nested, so a leaf that is valid has a chain that is valid.
 
 Renewal. A newer generation under a new key takes over each id it names. The old key keeps its claim to
 that id only while it is exactly one generation behind, so that messages in flight during a renewal still
-verify; one that skips a generation takes the id from every earlier key at once.
+verify; one that skips a generation takes the id from every earlier key at once. A new certificate for the same key and
+ids by the same issuer takes over the period of the one before it, where the two overlap: what was signed
+before the renewal still verifies.
 
 Does not protect against a root that lies, and forgets generations when the process ends: the bucket that
 the chains come from is read again at start.
@@ -55,7 +57,10 @@ class Identity:
     algorithm: Algorithm
     public_key: bytes = field(repr=False)
     not_before_ns: int
+    """Its beginning, or that of the first of the certificates that were renewed without a gap."""
     not_after_ns: int
+    issued_ns: int
+    """The beginning of this certificate itself."""
     generation: int
     verifier: Verifier = field(repr=False, compare=False)
     chain: tuple[bytes, ...] = field(repr=False)
@@ -130,6 +135,8 @@ class TrustStore:
             if held is not None and _age(identity) < _age(held):
                 return held
             self._refuse_overflow(identity)
+            if held is not None and self._issuers[held.key_id] == issuer.key_id:
+                identity = _continued(held, identity)
             self._take_over(identity, issuer.key_id)
         return identity
 
@@ -241,6 +248,7 @@ class TrustStore:
             public_key=certificate.public_key,
             not_before_ns=certificate.not_before_ns,
             not_after_ns=certificate.not_after_ns,
+            issued_ns=certificate.not_before_ns,
             generation=certificate.generation or 0,
             verifier=self._backend.verifier(certificate.algorithm, certificate.public_key),
             chain=chain,
@@ -334,7 +342,14 @@ def _keys_of(claim: _Claim | None) -> set[bytes]:
 
 def _age(identity: Identity) -> tuple[int, int, int]:
     """Order the certificates of one key: by generation, then by period."""
-    return identity.generation, identity.not_before_ns, identity.not_after_ns
+    return identity.generation, identity.issued_ns, identity.not_after_ns
+
+
+def _continued(held: Identity, renewed: Identity) -> Identity:
+    """Let a renewed identity begin with the one before it, if it names the same ids and no time lies between."""
+    if held.ids != renewed.ids or not held.not_before_ns < renewed.not_before_ns <= held.not_after_ns:
+        return renewed
+    return replace(renewed, not_before_ns=held.not_before_ns)
 
 
 def _check_leaf_form(leaf: ParsedCertificate) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import msgpack
 import pytest
@@ -17,8 +18,10 @@ from envelopes import (
     NOW,
     ROUTER,
     SECOND,
+    START,
     alert,
     at,
+    authority,
     content,
     heartbeat,
     opener,
@@ -348,6 +351,23 @@ def test_a_stored_message_is_judged_by_the_time_when_it_was_issued() -> None:
     assert caught.value.reason == "certificate_expired"
     stored = alert(sender=str(ending.id), ttl_ms=3_600_000, issued_at=NOW + 20 * SECOND)
     by.open(seal(ending.key, [stored])[0], AT_ALL, now_ns=later_ns)
+
+
+def test_a_stored_message_issued_before_a_renewal_still_opens() -> None:
+    first = party(SpiffeId.agent(DOMAIN, Role.GUARDIAN, "renewing"))
+    by = opener(first)
+    renewed = authority().issue(
+        ids=(first.id,),
+        public_key=first.key.signer.public_key,
+        algorithm=first.key.algorithm,
+        generation=2,
+        now=START + timedelta(hours=11),
+        lifetime=timedelta(hours=24),
+    )
+    by.trust.add_chain(renewed.chain_der)
+    later_ns = NOW + 11 * 3600 * SECOND
+    stored = alert(sender=str(first.id), ttl_ms=3_600_000, issued_at=later_ns - 600 * SECOND)
+    by.open(seal(first.key, [stored])[0], AT_ALL, now_ns=later_ns)
 
 
 def test_a_refused_body_claims_nothing() -> None:

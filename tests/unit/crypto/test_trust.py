@@ -404,6 +404,28 @@ def test_of_two_certificates_of_one_key_the_later_counts(
     assert store.identity(newer.key_id) is newer
 
 
+def test_a_renewed_certificate_still_covers_what_its_key_signed_before(
+    store: TrustStore, *, issue: Issue, agents: list[SpiffeId], now: datetime
+) -> None:
+    first = store.add_chain(issue(0, agents))
+    second = issue(0, agents, 2, now=now + timedelta(hours=12))
+    store.add_chain(second)
+    held = store.add_chain(issue(0, agents, 2, now=now + timedelta(hours=20)))
+    assert held.valid_at(first.not_before_ns)
+    assert not held.valid_at(first.not_before_ns - 1)
+    assert store.add_chain(second) is held, "the later still counts"
+
+
+def test_a_renewal_covers_no_gap_and_no_other_ids(
+    store: TrustStore, *, issue: Issue, agents: list[SpiffeId], now: datetime
+) -> None:
+    first = store.add_chain(issue(0, agents[:1]))
+    other = store.add_chain(issue(0, agents[:2], 2, now=now + timedelta(hours=12)))
+    assert not other.valid_at(first.not_before_ns)
+    late = store.add_chain(issue(0, agents[:2], 3, now=now + timedelta(hours=48)))
+    assert not late.valid_at(other.not_before_ns)
+
+
 def test_a_revoked_key_is_gone_for_good(
     store: TrustStore, issue: Issue, agents: list[SpiffeId], keys: list[LocalKey]
 ) -> None:
