@@ -25,6 +25,12 @@ from tocsin.contracts.identifiers import Priority
 from tocsin.contracts.routing import ThreatAlert
 from tocsin.telemetry import get_logger
 
+MAY_PASS = frozenset({"revocations_stale", "unknown_key"})
+"""Why an alert cannot be opened now, and perhaps can soon."""
+RESTORE_PAUSE_S = 1.0
+RESTORE_WITHIN_S = 600.0
+"""For how long that is tried; what is left then is tried by the host's next process."""
+
 log = get_logger(__name__)
 
 
@@ -71,29 +77,49 @@ class Emergencies:
         await self._journal.durable(leaf)
 
     async def restore(self) -> None:
-        """Put what agents had not handled before the restart into their inboxes again, in order, and confirm again."""
-        for acceptance in self._journal.unhandled():
-            try:
-                where = ALERT_BACKUP.at(severity=Priority.CRITICAL.token)
-                alert, context = await self._bus.reopen(ALERT_BACKUP, where, acceptance.data)
-            except TocsinError as error:
-                self._bus.metrics.count(f"alerts_not_restored.{error.reason}")
-                log.warning("alert_not_restored", leaf=acceptance.leaf.hex(), reason=error.reason)
-                continue
-            if isinstance(alert, ThreatAlert):
-                self._restore(acceptance, alert, context)
+        """Put what agents had not handled before the restart into their inboxes again, in order, and confirm again.
+
+        What cannot be opened yet is tried again in the background, for RESTORE_WITHIN_S.
+        """
+        # By name now: who gets a first copy meanwhile has it from there.
+        promised = [(one, tuple(one.waiting)) for one in self._journal.unhandled()]
+        later = [one for one in promised if not await self._restore(*one)]
+        if later:
+            self._bus.spawn(self._restore_later(later), "restoring")
         for acceptance in self._journal.since(time.time_ns() - CONFIRM_AGAIN_NS):
             self._receipts.add(acceptance.receipt())
 
-    def _restore(self, acceptance: Acceptance, alert: ThreatAlert, context: Context) -> None:
-        for name in list(acceptance.waiting):
-            if name in self._inboxes and self._put(self._inboxes[name], alert, context):
-                self._bus.metrics.count("alerts_restored")
+    async def _restore_later(self, promised: list[tuple[Acceptance, tuple[str, ...]]]) -> None:
+        until_s = time.monotonic() + RESTORE_WITHIN_S
+        while promised:
+            await asyncio.sleep(RESTORE_PAUSE_S)
+            last = time.monotonic() > until_s
+            promised = [one for one in promised if not await self._restore(*one, last=last)]
 
-    def _put(self, to: tuple[Agent, Inbox], alert: ThreatAlert, context: Context) -> bool:
+    async def _restore(self, acceptance: Acceptance, names: tuple[str, ...], *, last: bool = False) -> bool:
+        """Restore one; False if it has to be tried again."""
+        try:
+            where = ALERT_BACKUP.at(severity=Priority.CRITICAL.token)
+            alert, context = await self._bus.reopen(ALERT_BACKUP, where, acceptance.data)
+        except TocsinError as error:
+            if error.reason in MAY_PASS and not last:
+                return False
+            self._bus.metrics.count(f"alerts_not_restored.{error.reason}")
+            log.warning("alert_not_restored", leaf=acceptance.leaf.hex(), reason=error.reason)
+            return True
+        if isinstance(alert, ThreatAlert):
+            for name in names:
+                if name in self._inboxes and self._put(self._inboxes[name], alert, context, promised=True):
+                    self._bus.metrics.count("alerts_restored")
+        return True
+
+    def _put(
+        self, to: tuple[Agent, Inbox], alert: ThreatAlert, context: Context, *, promised: bool = False
+    ) -> bool:
         agent, inbox = to
         agent.support.note(alert, sender=context.sender.name)
-        return inbox.put(Job(THREAT_ALERT.name, partial(self._handle, agent, alert, context), urgent=True))
+        job = Job(THREAT_ALERT.name, partial(self._handle, agent, alert, context), urgent=True)
+        return inbox.put(job, promised=promised)
 
     async def _handle(self, agent: Agent, alert: ThreatAlert, context: Context) -> None:
         try:

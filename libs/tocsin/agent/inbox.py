@@ -51,11 +51,16 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._urgent) + len(self._ordinary)
 
-    def put(self, job: Job) -> bool:
-        """Take a job; False if there is no room, or the agent is leaving."""
+    def put(self, job: Job, *, promised: bool = False) -> bool:
+        """Take a job; False if there is no room, or the agent is leaving.
+
+        Args:
+            job: What is to be done.
+            promised: It was taken before, by this host's last process: there is always room, as much as that had.
+        """
         if self._closed:
             return False
-        if len(self) >= self._length and not self._make_room():
+        if not promised and len(self) >= self._length and not self._make_room():
             self._metrics.count(f"inbox_refused.{job.label}")
             log.warning("inbox_refused", agent=self._agent, type=job.label)
             return False
