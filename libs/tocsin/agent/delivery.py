@@ -30,11 +30,13 @@ from tocsin.contracts.errors import (
     InvariantBrokenError,
     TocsinError,
     UnavailableError,
+    UntrustedError,
 )
 from tocsin.contracts.identifiers import Priority, Role
 from tocsin.contracts.observations import Observations, ObservationsTaken
 from tocsin.contracts.policy import check
 from tocsin.contracts.routing import Coordination, Discovery, Intelligence, ThreatAlert
+from tocsin.contracts.subjects import MessageType
 from tocsin.telemetry import Metrics, get_logger
 
 CORE = "core"
@@ -60,7 +62,8 @@ class Delivery:
         emergencies: takes those.
         metrics: the process's figures.
         ballot: lets one resident ballot on a proposal.
-        reject: counts and audits a message that the policy forbids.
+        reject: counts and audits a message that the policy forbids, or whose key was revoked while it waited.
+        require_trusted: raises UntrustedError if the key of a message of this type was revoked.
     """
 
     def __init__(
@@ -70,12 +73,14 @@ class Delivery:
         metrics: Metrics,
         ballot: Callable[[Resident, Proposal, Context], Awaitable[None]],
         reject: Callable[[TocsinError, str, bytes], None],
+        require_trusted: Callable[[MessageType[Message], bytes], None],
     ) -> None:
         self._residents = tuple(residents)
         self._roles: dict[str, Role] = {
             resident.agent.name: resident.agent.role for resident in self._residents
         }
         self._reject = reject
+        self._require_trusted = require_trusted
         self._emergencies = emergencies
         self._metrics = metrics
         self._ballot = ballot
@@ -173,6 +178,11 @@ class Delivery:
         return resident.inbox.put(Job(context.kind.name, work, urgent=context.priority is Priority.CRITICAL))
 
     async def _hand_over(self, resident: Resident, body: Message, context: Context) -> None:
+        try:
+            self._require_trusted(context.kind, context.key_id)
+        except UntrustedError as refused:
+            self._reject(refused, context.subject, context.data)
+            return
         if isinstance(body, Proposal):
             await self._ballot(resident, body, context)
         else:

@@ -20,7 +20,7 @@ from tocsin.agent.journal import AlertJournal
 from tocsin.agent.receipts import ReceiptSender
 from tocsin.bus import Bus, Context
 from tocsin.contracts.catalogue import ALERT_BACKUP, THREAT_ALERT
-from tocsin.contracts.errors import ExhaustedError, TocsinError
+from tocsin.contracts.errors import ExhaustedError, TocsinError, UntrustedError
 from tocsin.contracts.identifiers import Priority
 from tocsin.contracts.routing import ThreatAlert
 from tocsin.telemetry import get_logger
@@ -122,6 +122,12 @@ class Emergencies:
         return inbox.put(job, promised=promised)
 
     async def _handle(self, agent: Agent, alert: ThreatAlert, context: Context) -> None:
+        try:
+            self._bus.opener.require_trusted(context.kind, context.key_id)  # it may have waited for long
+        except UntrustedError as refused:
+            self._bus.reject(refused, context.subject, context.data)
+            self._journal.handled(context.leaf, agent.name)
+            return
         try:
             await agent.on_alert(alert, context)
         except asyncio.CancelledError:  # the host leaves: its next process begins it anew

@@ -162,7 +162,12 @@ class AgentHost:
         carried = [(resident.agent, resident.inbox) for resident in self._residents.values()]
         emergencies = Emergencies(self._bus, journal, self._receipts, carried)
         self._delivery = Delivery(
-            self._residents.values(), emergencies, self.metrics, balloting.ballot, self._bus.reject
+            self._residents.values(),
+            emergencies,
+            self.metrics,
+            balloting.ballot,
+            self._bus.reject,
+            self._bus.opener.require_trusted,
         )
         await asyncio.gather(
             self._epochs.start(), self.peers_known.follow(self._bus), self._sealing_keys.follow()

@@ -1,4 +1,4 @@
-"""What a host had confirmed reaches its agents after a restart, even if it cannot be opened at once."""
+"""A host's emergencies reach its agents once, and after a restart, even if they cannot be opened at once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Any, cast
 import pytest
 
 from tocsin.agent import emergencies as module
+from tocsin.agent import journal as journal_module
 from tocsin.agent.agent import Agent
+from tocsin.agent.delivery import Delivery, Resident
 from tocsin.agent.emergencies import Emergencies
 from tocsin.agent.inbox import Inbox, Job
 from tocsin.agent.journal import AlertJournal
 from tocsin.agent.receipts import ReceiptSender
 from tocsin.bus import Bus, Context
-from tocsin.contracts.errors import TocsinError, UnavailableError, UntrustedError
-from tocsin.contracts.identifiers import Role, Severity, SpiffeId
+from tocsin.contracts.catalogue import THREAT_ALERT
+from tocsin.contracts.errors import ExhaustedError, TocsinError, UnavailableError, UntrustedError
+from tocsin.contracts.identifiers import Priority, Role, Severity, SpiffeId
 from tocsin.contracts.routing import ThreatAlert
 from tocsin.telemetry import Metrics
 
@@ -69,7 +72,15 @@ def context(number: int) -> Context:
     sender = SpiffeId.agent("tocsin", Role.ADMIN, "admin-01")
     return cast(
         "Context",
-        SimpleNamespace(leaf=leaf(number), sender=sender, kind=None, key_id=b"", subject="alert", data=b""),
+        SimpleNamespace(
+            leaf=leaf(number),
+            sender=sender,
+            kind=THREAT_ALERT,
+            priority=Priority.HIGH,
+            key_id=b"",
+            subject="alert",
+            data=b"",
+        ),
     )
 
 
@@ -117,3 +128,49 @@ async def test_that_ends_and_what_does_not_hold_is_given_up_at_once(
     assert await told_after_restart(tmp_path, desk, alerts=2) == []
     assert desk.metrics.counter("alerts_not_restored.bad_signature") == 1
     assert desk.metrics.counter("alerts_not_restored.revocations_stale") == 1
+
+
+async def test_who_was_revoked_while_an_alert_waited_is_not_obeyed(tmp_path: Path) -> None:
+    desk = Desk()
+    desk.revoked = True
+    assert await told_after_restart(tmp_path, desk, alerts=1) == []
+    assert [error.reason for error in desk.rejected] == ["revoked"]
+    journal = AlertJournal(tmp_path / "alerts.journal", now_ns=NOW_NS)
+    assert not journal.unhandled()
+    await journal.close()
+
+
+async def test_who_was_revoked_while_a_message_waited_is_not_heard() -> None:
+    desk = Desk()
+    scribe, box = Scribe("a"), Inbox("a", desk.metrics, length=10)
+    none = cast("Any", None)
+    delivery = Delivery(
+        [Resident(scribe, box, b"")], none, desk.metrics, none, desk.reject, desk.require_trusted
+    )
+    await delivery.fact(ThreatAlert(severity=Severity.HIGH, summary="high"), context(1))
+    desk.revoked = True
+    box.close()
+    await box.run()
+    assert scribe.told == []
+    assert [error.reason for error in desk.rejected] == ["revoked"]
+
+
+async def test_a_copy_is_not_handed_over_again_where_the_journal_took_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, scribe = Desk(), Scribe("a")
+    box = Inbox("a", desk.metrics, length=10)
+    journal = AlertJournal(tmp_path / "alerts.journal", now_ns=NOW_NS)
+    monkeypatch.setattr(journal_module, "MAX_WAITING", 0)
+    bus = cast("Bus", desk)
+    emergencies = Emergencies(bus, journal, ReceiptSender(bus, "h1"), [(scribe, box)])
+    alert = ThreatAlert(severity=Severity.CRITICAL, summary="once")
+    assert emergencies.take(alert, context(1), ["a"], "core")
+    assert not emergencies.take(alert, context(1), ["a"], "stream")
+    with pytest.raises(ExhaustedError):
+        await emergencies.durable(leaf(1))
+    box.close()
+    await box.run()
+    await journal.close()
+    assert scribe.told == ["once"]
+    assert desk.metrics.counter("alerts_unconfirmed") == 1
