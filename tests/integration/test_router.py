@@ -313,7 +313,7 @@ async def test_below_critical_one_channel_serves(world: World) -> None:
     async with router_on(world) as router:
         await send(sentinel, HIGH)
         await eventually(lambda: len(host.core) == 1)
-        await eventually(lambda: router.metrics.counter("receipts_elsewhere") == 1)
+        await eventually(lambda: router.metrics.counter("receipts_early") == 1)
         assert heard.deliveries == []
         assert router.metrics.counter("emergencies") == 0
 
@@ -358,7 +358,7 @@ async def test_a_forged_receipt_confirms_nobody(world: World) -> None:
         assert set(heard.deliveries[0].undelivered) == set(ROSTER)
         assert router.metrics.counter("rejected.receipt_not_its_agent") == 1
         assert router.metrics.counter("rejected.wrong_host") == 1
-        assert router.metrics.counter("receipts_elsewhere") == 1
+        assert router.metrics.counter("receipts_early") == 1
 
 
 async def test_an_audience_restricts_who_is_due(world: World) -> None:

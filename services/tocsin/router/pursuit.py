@@ -76,7 +76,10 @@ class Pursuit:
             ExhaustedError: ``tracker_full``.
         """
         emergency = self.emergency(way, alert, context)
-        self.tracker.begin(emergency, at_s=time.monotonic(), pursue=pursue, age_s=age_s)
+        ended = self.tracker.begin(emergency, at_s=time.monotonic(), pursue=pursue, age_s=age_s)
+        self._metrics.count("receipts_counted", len(emergency.confirmed))
+        if ended is not None:
+            self._announcer.accounted(ended)
         self._wake.set()
 
     def again(self, leaf: bytes) -> None:
@@ -178,7 +181,8 @@ class Pursuit:
 
     def _count(self, outcome: Confirmation, context: Context) -> None:
         if not outcome.tracked:
-            self._metrics.count("receipts_late" if outcome.late else "receipts_elsewhere")
+            kept = "receipts_early" if outcome.early else "receipts_elsewhere"
+            self._metrics.count("receipts_late" if outcome.late else kept)
             return
         self._metrics.count("receipts_counted", outcome.counted)
         self._metrics.count("receipts_again", outcome.again)
