@@ -419,6 +419,17 @@ async def test_an_emergency_beyond_the_trackers_room_is_sent_and_said_to_be_unco
         assert len(heard.deliveries[1].undelivered) == 4
 
 
+async def test_emergencies_that_cannot_be_stored_hold_up_no_other(world: World) -> None:
+    """Whether they are tracked or for nobody: each goes out on core at once, within bounds of what waits."""
+    host = await host_on(world, "h1", receipts=False)
+    sentinel = await world.agent(Role.SENTINEL, "sentinel-01")
+    async with router_on(world, max_emergencies=1) as router:
+        await router.bus.connection.js.delete_stream("ALERTS")
+        sent = [await send(sentinel, CRITICAL, priority=Priority.CRITICAL) for _ in range(4)]
+        await eventually(lambda: host.core == [one.data for one in sent], within_s=2)
+        assert router.metrics.counter("emergencies_not_storing") == 2
+
+
 async def test_a_router_answers_and_survives_a_broker_restart(world: World) -> None:
     await enrol(world)
     heard = await listen(world)
