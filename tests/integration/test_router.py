@@ -430,6 +430,22 @@ async def test_emergencies_that_cannot_be_stored_hold_up_no_other(world: World) 
         assert router.metrics.counter("emergencies_not_storing") == 2
 
 
+async def test_strangers_cannot_use_up_what_an_operator_may_send(world: World) -> None:
+    """Not even before its first message here is verified: what it is certified for is known."""
+    host = await host_on(world, "h1", receipts=False)
+    operator = await world.service(ServiceName.CLI, "9")
+    stranger = (await world.service(ServiceName.MONITOR)).connection
+    async with router_on(world, messages_per_sender_per_s=1, burst_per_sender=2) as router:
+        known = operator.credentials.key.signer.key_id
+        await eventually(lambda: router.bus.trust.identity(known) is not None)
+        for n in range(20):
+            at = {"type": THREAT_ALERT.name, "priority": Priority.CRITICAL.token, "agent": f"made-up-{n}"}
+            await stranger.publish(ROUTE.at(**at), b"anything")
+        await eventually(lambda: router.metrics.counter("refused.rate_limited") == 18)
+        alert = await send(operator, CRITICAL, priority=Priority.CRITICAL)
+        await eventually(lambda: host.core == [alert.data])
+
+
 async def test_a_router_answers_and_survives_a_broker_restart(world: World) -> None:
     await enrol(world)
     heard = await listen(world)

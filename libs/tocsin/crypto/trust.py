@@ -110,6 +110,10 @@ class TrustStore:
         """Return the identity of a key that was added and is neither revoked nor superseded."""
         return self._identities.get(key_id)
 
+    def has_certified(self, spiffe_id: str) -> bool:
+        """Tell whether any key was certified for an id, be it revoked meanwhile. Takes no lock."""
+        return spiffe_id in self._claims
+
     def add_chain(self, chain: Sequence[bytes]) -> Identity:
         """Validate a chain, leaf first and without the root, and remember whom it identifies.
 
