@@ -89,7 +89,7 @@ class RevocationBook:
             raise UntrustedError(
                 f"a statement of list {statement.number}, {self.number} was seen", reason="rolled_back"
             )
-        if self._stated is None or statement.this_update_ns >= self._stated.this_update_ns:
+        if self._stated is None or _order(statement) >= _order(self._stated):
             self._stated = statement
         return self._confirm(now_ns=now_ns)
 
@@ -208,6 +208,11 @@ class RevocationFollower:
 
 def _has_effects(effects_from: Priority | None, priority: int) -> bool:
     return effects_from is not None and priority >= effects_from
+
+
+def _order(one: RevocationStatement) -> tuple[int, int]:
+    """Order statements by their list first: fleet's clock may step back, its numbers do not."""
+    return one.number, one.this_update_ns
 
 
 def _age(one: RevocationList) -> tuple[int, int]:
