@@ -100,6 +100,8 @@ class TrustStore:
         self._issuers: dict[bytes, bytes] = {}
         self._claims: dict[str, _Claim] = {}
         self._revoked: set[bytes] = set()
+        self._disowned: dict[bytes, None] = {}
+        """Keys that only an authority vouched for that was compromised; the last ``max_identities``."""
         self._retired: dict[bytes, int] = {}
         self._lock = Lock()
 
@@ -138,8 +140,11 @@ class TrustStore:
         return identity
 
     def is_compromised(self, key_id: bytes) -> bool:
-        """Tell whether a key was revoked as compromised: nothing that it signs is believed. Takes no lock."""
-        return key_id in self._revoked
+        """Tell whether nothing that a key signs is believed. Takes no lock.
+
+        It was revoked as compromised, or who vouched for it was and nobody else has done so since.
+        """
+        return key_id in self._revoked or key_id in self._disowned
 
     def is_revoked(self, key_id: bytes) -> bool:
         """Tell whether a key was revoked, be it compromised or only retired. Takes no lock."""
@@ -172,6 +177,9 @@ class TrustStore:
             for known, issuer in list(self._issuers.items()):
                 if whole_root or not self._revoked.isdisjoint((known, issuer)):
                     self._drop(known)
+                    self._disowned[known] = None
+            while len(self._disowned) > self._max_identities:
+                del self._disowned[next(iter(self._disowned))]
             for name, claim in list(self._claims.items()):
                 if claim.issuer in self._revoked:
                     del self._claims[name]
@@ -296,6 +304,7 @@ class TrustStore:
             self._claims[name] = _Claim(identity.generation, identity.key_id, previous, issuer)
         self._identities[identity.key_id] = identity
         self._issuers[identity.key_id] = issuer
+        self._disowned.pop(identity.key_id, None)
         for loser, names in losses.items():
             self._release(loser, names)
 
