@@ -430,6 +430,25 @@ async def test_emergencies_that_cannot_be_stored_hold_up_no_other(world: World) 
         assert router.metrics.counter("emergencies_not_storing") == 2
 
 
+async def test_a_failure_while_catching_up_ends_no_pursuit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await enrol(world)
+    heard = await listen(world)
+    sentinel = await world.agent(Role.SENTINEL, "sentinel-01")
+    async with router_on(world) as router:
+        await eventually(lambda: router.pursuit.tracker.next_s() is None)
+        with monkeypatch.context() as patched:
+            patched.setattr(router.pursuit.tracker, "advance", fail)
+            await send(sentinel, CRITICAL, priority=Priority.CRITICAL)
+            await eventually(lambda: router.metrics.counter("pursuit_failures") > 0)
+        await eventually(lambda: len(heard.deliveries) == 1)
+
+
+def fail(**_: object) -> None:
+    raise ValueError
+
+
 async def test_strangers_cannot_use_up_what_an_operator_may_send(world: World) -> None:
     """Not even before its first message here is verified: what it is certified for is known."""
     host = await host_on(world, "h1", receipts=False)
