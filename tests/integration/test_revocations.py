@@ -241,6 +241,25 @@ async def test_a_restarted_fleet_goes_on_from_the_list_that_holds(world: World) 
         assert reader.revocations.book.number == 1
 
 
+async def test_a_list_that_was_purged_is_put_back_by_whoever_holds_it(world: World) -> None:
+    """Else whoever can purge the stream and restart fleet has fresh processes told that nothing is revoked."""
+    async with FleetWorld(world, [], world.folder) as fleet:
+        service = await fleet.start_fleet()
+        thief = await world.agent(Role.SENTINEL, "sentinel-01")
+        holders = [await world.agent(Role.GUARDIAN, f"guardian-0{n}") for n in range(3)]
+        await revoke_in(world, "sentinel-01")
+        await eventually(lambda: all(bus.revocations.book.confirmed for bus in holders))
+        await service.stop()
+        await service.bus.__aexit__(None, None, None)
+        await holders[0].connection.js.purge_stream("REVOCATIONS")
+        service = await fleet.start_fleet()
+        await eventually(lambda: service.bus.revocations.book.number == 1, within_s=3)
+        fresh = await world.agent(Role.GUARDIAN, "guardian-09")
+        await eventually(lambda: fresh.revocations.book.confirmed)
+        assert fresh.trust.is_revoked(thief.credentials.key.signer.key_id)
+        assert sum(bus.metrics.counter("revocations_restored") for bus in (thief, *holders)) >= 1
+
+
 async def test_nothing_with_effects_is_taken_while_nobody_says_which_keys_are_revoked(world: World) -> None:
     settings = world.settings().model_copy(update={"revocations_max_age_s": 4.0})
     credentials = world.credentials(SpiffeId.agent(DOMAIN, Role.GUARDIAN, "guardian-01"))

@@ -313,7 +313,7 @@ async def test_below_critical_one_channel_serves(world: World) -> None:
     async with router_on(world) as router:
         await send(sentinel, HIGH)
         await eventually(lambda: len(host.core) == 1)
-        await eventually(lambda: router.metrics.counter("receipts_elsewhere") == 1)
+        await eventually(lambda: router.metrics.counter("receipts_early") == 1)
         assert heard.deliveries == []
         assert router.metrics.counter("emergencies") == 0
 
@@ -358,7 +358,7 @@ async def test_a_forged_receipt_confirms_nobody(world: World) -> None:
         assert set(heard.deliveries[0].undelivered) == set(ROSTER)
         assert router.metrics.counter("rejected.receipt_not_its_agent") == 1
         assert router.metrics.counter("rejected.wrong_host") == 1
-        assert router.metrics.counter("receipts_elsewhere") == 1
+        assert router.metrics.counter("receipts_early") == 1
 
 
 async def test_an_audience_restricts_who_is_due(world: World) -> None:
@@ -417,6 +417,52 @@ async def test_an_emergency_beyond_the_trackers_room_is_sent_and_said_to_be_unco
         await eventually(lambda: len(heard.deliveries) == 2)
         assert heard.deliveries[1].message == held.id, "what was open is left to another router"
         assert len(heard.deliveries[1].undelivered) == 4
+
+
+async def test_emergencies_that_cannot_be_stored_hold_up_no_other(world: World) -> None:
+    """Whether they are tracked or for nobody: each goes out on core at once, within bounds of what waits."""
+    host = await host_on(world, "h1", receipts=False)
+    sentinel = await world.agent(Role.SENTINEL, "sentinel-01")
+    async with router_on(world, max_emergencies=1) as router:
+        await router.bus.connection.js.delete_stream("ALERTS")
+        sent = [await send(sentinel, CRITICAL, priority=Priority.CRITICAL) for _ in range(4)]
+        await eventually(lambda: host.core == [one.data for one in sent], within_s=2)
+        assert router.metrics.counter("emergencies_not_storing") == 2
+
+
+async def test_a_failure_while_catching_up_ends_no_pursuit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await enrol(world)
+    heard = await listen(world)
+    sentinel = await world.agent(Role.SENTINEL, "sentinel-01")
+    async with router_on(world) as router:
+        await eventually(lambda: router.pursuit.tracker.next_s() is None)
+        with monkeypatch.context() as patched:
+            patched.setattr(router.pursuit.tracker, "advance", fail)
+            await send(sentinel, CRITICAL, priority=Priority.CRITICAL)
+            await eventually(lambda: router.metrics.counter("pursuit_failures") > 0)
+        await eventually(lambda: len(heard.deliveries) == 1)
+
+
+def fail(**_: object) -> None:
+    raise ValueError
+
+
+async def test_strangers_cannot_use_up_what_an_operator_may_send(world: World) -> None:
+    """Not even before its first message here is verified: what it is certified for is known."""
+    host = await host_on(world, "h1", receipts=False)
+    operator = await world.service(ServiceName.CLI, "9")
+    stranger = (await world.service(ServiceName.MONITOR)).connection
+    async with router_on(world, messages_per_sender_per_s=1, burst_per_sender=2) as router:
+        known = operator.credentials.key.signer.key_id
+        await eventually(lambda: router.bus.trust.identity(known) is not None)
+        for n in range(20):
+            at = {"type": THREAT_ALERT.name, "priority": Priority.CRITICAL.token, "agent": f"made-up-{n}"}
+            await stranger.publish(ROUTE.at(**at), b"anything")
+        await eventually(lambda: router.metrics.counter("refused.rate_limited") == 18)
+        alert = await send(operator, CRITICAL, priority=Priority.CRITICAL)
+        await eventually(lambda: host.core == [alert.data])
 
 
 async def test_a_router_answers_and_survives_a_broker_restart(world: World) -> None:

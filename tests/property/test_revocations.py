@@ -123,3 +123,18 @@ def test_any_bytes_are_a_list_or_one_of_our_errors(data: bytes) -> None:
     for model in (RevocationList, RevocationStatement):
         with contextlib.suppress(TocsinError):
             decode_body(model, data)
+
+
+def test_a_clock_that_steps_back_hides_no_later_list() -> None:
+    """What fleet states by an earlier clock is about a later list all the same: the one that is held is not current."""
+    book = RevocationBook(max_age_ns=30 * S, started_ns=0)
+    (first, first_leaf), (second, second_leaf) = list_of(1), list_of(2)
+    book.take(first, first_leaf, now_ns=0)
+    assert book.hear(RevocationStatement(number=1, leaf=first_leaf, this_update_ns=100 * S), now_ns=100 * S)
+    later = RevocationStatement(number=2, leaf=second_leaf, this_update_ns=90 * S)
+    assert not book.hear(later, now_ns=101 * S)
+    assert not book.confirmed
+    replayed = RevocationStatement(number=1, leaf=first_leaf, this_update_ns=101 * S)
+    assert not book.hear(replayed, now_ns=102 * S)
+    assert book.take(second, second_leaf, now_ns=102 * S)
+    assert book.confirmed

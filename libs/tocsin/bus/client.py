@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, cast
 import nats.errors
 import nats.js.errors
 from nats.aio.subscription import Subscription
-from nats.js import api
+from nats.js import JetStreamContext, api
 
 from tocsin.bus import certificates
 from tocsin.bus.audit import RejectionLog
@@ -419,6 +419,11 @@ class Bus:
             await self._store(subject, sent, stream)
         self.metrics.count("envelopes_sent")
 
+    async def store_again(self, subject: Subject, context: Context) -> None:
+        """Put a message that was taken back into its subject's stream, which has lost it."""
+        sent = Sent(context.id, context.leaf, context.data, context.content.issued_at)
+        await self.send(subject.at(), sent, stream=subject.stream)
+
     async def _store(self, subject: str, sent: Sent, stream: str) -> None:
         """Publish into a stream and wait for its acknowledgement."""
         js = self.connection.js
@@ -427,14 +432,12 @@ class Bus:
                 ack = await js.publish(
                     subject, sent.data, headers={"Nats-Msg-Id": sent.leaf.hex()}, stream=stream
                 )
-                if ack.duplicate:
-                    stands = await js.get_msg(stream, ack.seq)
-                    if (stands.subject, stands.data) != (subject, sent.data):
-                        # Whoever knows the id can come first with other bytes, or on a subject that nobody reads,
-                        # and the broker swallows ours. Without an id it cannot; should our bytes stand there
-                        # twice, readers drop the second.
-                        self.metrics.count("poisoned_ids")
-                        await js.publish(subject, sent.data, stream=stream)
+                if ack.duplicate and await _stored_at(js, stream, ack.seq) != (subject, sent.data):
+                    # Whoever knows the id can come first with other bytes, or on a subject that nobody reads, or
+                    # take ours out again, and the broker swallows these. Without an id it cannot; bytes that stand
+                    # there twice readers drop once.
+                    self.metrics.count("poisoned_ids")
+                    await js.publish(subject, sent.data, stream=stream)
             except (TimeoutError, nats.errors.Error) as error:
                 raise translate(error, subject) from error
 
@@ -842,3 +845,12 @@ class Bus:
                     self._rejections.told(rejected)
             except TocsinError as error:
                 self.metrics.count(f"report_failures.{error.reason}")
+
+
+async def _stored_at(js: JetStreamContext, stream: str, seq: int) -> tuple[str | None, bytes | None]:
+    """Return the subject and the bytes at a place of a stream; of nothing, if it was taken out again."""
+    try:
+        stands = await js.get_msg(stream, seq)
+    except nats.js.errors.NotFoundError:
+        return None, None
+    return stands.subject, stands.data

@@ -28,6 +28,8 @@ from tocsin.contracts.subjects import MessageClass, Subject
 BATCH = 256
 READ_TIMEOUT_S = 1.5
 """For one answer of the broker: one that dies meanwhile never gives it."""
+OPENED_AT_ONCE = 32
+"""Messages that are opened in one turn of a thread."""
 KEPT_S = 10.0
 """How long the broker keeps a consumer that nobody reads by any more."""
 MAX_UNKNOWN = 256
@@ -85,10 +87,18 @@ class StreamReader:
         except (TimeoutError, nats.errors.Error) as error:
             raise translate(error, self._subject.name) from error
         unknown = deque[_Held]()
-        opened = [await self._open(one, unknown) for one in (*self._unknown, *held)]
+        opened: list[Stored] = []
+        every = [*self._unknown, *held]
+        for start in range(0, len(every), OPENED_AT_ONCE):
+            group = every[start : start + OPENED_AT_ONCE]
+            for one, outcome in zip(group, await asyncio.to_thread(self._open, group), strict=True):
+                if isinstance(outcome, Stored):
+                    opened.append(outcome)
+                else:
+                    self._refuse(one, outcome, unknown)
         # Last, so that a reading that was cancelled is done again.
         self._unknown, self._next_seq = unknown, next_seq
-        return [one for one in opened if one is not None]
+        return opened
 
     async def _fetch(self) -> tuple[list[_Held], int]:
         """Fetch everything from the position on, and return the position after it."""
@@ -115,28 +125,46 @@ class StreamReader:
         pending = (await reading.consumer_info()).num_pending or 0
         held: list[tuple[_Held, int]] = []
         while len(held) < pending:
-            batch = await reading.fetch(min(BATCH, pending - len(held)), timeout=READ_TIMEOUT_S)
+            try:
+                batch = await reading.fetch(min(BATCH, pending - len(held)), timeout=READ_TIMEOUT_S)
+            except nats.errors.TimeoutError:
+                if await _has_ended(reading, taken=len(held)):
+                    break
+                raise
             held += map(_held, batch)
         return held
 
-    async def _open(self, held: _Held, unknown: deque[_Held]) -> Stored | None:
-        try:
-            arrival = Arrival.on(self._subject, held.subject)
-            body, context = await asyncio.to_thread(
-                lambda: self._opener.open(held.data, arrival, now_ns=time.time_ns())
-            )
-        except TocsinError as error:
-            if error.reason != "unknown_key":
-                self._reject(error, held.subject, held.data)
-                return None
-            unknown.append(held)
-            if len(unknown) > MAX_UNKNOWN:
-                oldest = unknown.popleft()
-                self._reject(error, oldest.subject, oldest.data)
-            return None
-        if context.kind.message_class is MessageClass.STORED:
-            self._opener.ledger.done(context.leaf)
-        return Stored(body, context, held.stored_ns)
+    def _open(self, group: list[_Held]) -> list[Stored | TocsinError]:
+        """Open some messages; for a thread."""
+        outcomes: list[Stored | TocsinError] = []
+        for one in group:
+            try:
+                arrival = Arrival.on(self._subject, one.subject)
+                body, context = self._opener.open(one.data, arrival, now_ns=time.time_ns())
+            except TocsinError as error:
+                outcomes.append(error)
+                continue
+            if context.kind.message_class is MessageClass.STORED:
+                self._opener.ledger.done(context.leaf)
+            outcomes.append(Stored(body, context, one.stored_ns))
+        return outcomes
+
+    def _refuse(self, one: _Held, error: TocsinError, unknown: deque[_Held]) -> None:
+        """Keep for the next reading what may hold then, and reject the rest."""
+        if error.reason != "unknown_key":
+            self._reject(error, one.subject, one.data)
+            return
+        unknown.append(one)
+        if len(unknown) > MAX_UNKNOWN:
+            oldest = unknown.popleft()
+            self._reject(error, oldest.subject, oldest.data)
+
+
+async def _has_ended(reading: JetStreamContext.PullSubscription, *, taken: int) -> bool:
+    """Tell whether there is no more to come: what was counted before has been removed, and none of it was lost."""
+    info = await reading.consumer_info()
+    handed_out = info.delivered.consumer_seq if info.delivered is not None else 0
+    return not info.num_pending and handed_out == taken
 
 
 def _held(message: Msg) -> tuple[_Held, int]:

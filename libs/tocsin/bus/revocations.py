@@ -8,6 +8,10 @@ know that it knows all revocations, so it refuses messages that have effects (``
 A process that has just started has as long to hear the first statement. There is no other exception: where
 nobody states, nothing has effects.
 
+Every process that hears of an earlier list than it holds puts its own back into the stream, if that has lost it:
+whoever can purge the stream and restart fleet cannot have fresh processes told for long that nothing is revoked.
+Where nobody at all holds the list any more, its copy beside the root's key remains (``tocsin ca revoke``).
+
 Does not protect against fleet and broker together withholding a new list: fleet alone cannot hide it from those
 who are connected, and the broker alone makes them stale.
 """
@@ -15,6 +19,7 @@ who are connected, and the broker alone makes them stale.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -34,6 +39,9 @@ if TYPE_CHECKING:
 NS_PER_S = 1_000_000_000
 WATCH_S = 1.0
 """How often a process says how old its knowledge is."""
+
+RESTORE_WITHIN_S = 0.5
+"""A process waits by chance up to so long before it looks whether the list has to be put back: one is enough."""
 
 log = get_logger(__name__)
 
@@ -89,7 +97,7 @@ class RevocationBook:
             raise UntrustedError(
                 f"a statement of list {statement.number}, {self.number} was seen", reason="rolled_back"
             )
-        if self._stated is None or statement.this_update_ns >= self._stated.this_update_ns:
+        if self._stated is None or _order(statement) >= _order(self._stated):
             self._stated = statement
         return self._confirm(now_ns=now_ns)
 
@@ -128,6 +136,8 @@ class RevocationFollower:
     def __init__(self, bus: Bus, book: RevocationBook) -> None:
         self._bus = bus
         self._reading: asyncio.Task[None] | None = None
+        self._restoring: asyncio.Task[None] | None = None
+        self._held: Context | None = None
         self._on_change: list[Callable[[], None]] = []
         self.book = book
 
@@ -155,6 +165,7 @@ class RevocationFollower:
         except UntrustedError as error:
             self._bus.reject(error, context.subject, context.data)
             return
+        self._held = context
         compromised = {e.key_id for e in offered.entries if e.reason is RevocationReason.COMPROMISED}
         retired = {e.key_id: e.since_ns for e in offered.entries if e.key_id not in compromised}
         self._bus.trust.revoke(compromised, retired)
@@ -169,6 +180,7 @@ class RevocationFollower:
             known = self.book.hear(statement, now_ns=time.time_ns())
         except UntrustedError as error:
             self._bus.reject(error, context.subject, context.data)
+            self._restore_soon()
             return
         if not known:
             self._bus.metrics.count("revocations_behind")
@@ -182,6 +194,25 @@ class RevocationFollower:
         """Read the list once more, one reading at a time."""
         if self._reading is None or self._reading.done():
             self._reading = self._bus.spawn(self._try_to_read(), "read revocations")
+
+    def _restore_soon(self) -> None:
+        """Put the list that is held back into its stream, if that has lost it."""
+        if self._restoring is None or self._restoring.done():
+            self._restoring = self._bus.spawn(self._try_to_restore(), "restore revocations")
+
+    async def _try_to_restore(self) -> None:
+        await asyncio.sleep(random.uniform(0, RESTORE_WITHIN_S))  # noqa: S311 - jitter
+        try:
+            await self._read()
+            last = await self._bus.last(REVOCATION_LIST)
+            held = self._held
+            if held is not None and (last is None or last[1].leaf != held.leaf):
+                await self._bus.store_again(REVOCATION_LIST, held)
+                self._bus.metrics.count("revocations_restored")
+                log.warning("revocations_restored", number=self.book.number)
+        except TocsinError as error:
+            # The next such statement tries again.
+            self._bus.metrics.count(f"revocation_failures.{error.reason}")
 
     async def _try_to_read(self) -> None:
         try:
@@ -208,6 +239,11 @@ class RevocationFollower:
 
 def _has_effects(effects_from: Priority | None, priority: int) -> bool:
     return effects_from is not None and priority >= effects_from
+
+
+def _order(one: RevocationStatement) -> tuple[int, int]:
+    """Order statements by their list first: fleet's clock may step back, its numbers do not."""
+    return one.number, one.this_update_ns
 
 
 def _age(one: RevocationList) -> tuple[int, int]:

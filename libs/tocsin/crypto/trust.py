@@ -105,6 +105,8 @@ class TrustStore:
         self._issuers: dict[bytes, bytes] = {}
         self._claims: dict[str, _Claim] = {}
         self._revoked: set[bytes] = set()
+        self._disowned: dict[bytes, None] = {}
+        """Keys that only an authority vouched for that was compromised; the last ``max_identities``."""
         self._retired: dict[bytes, int] = {}
         self._lock = Lock()
 
@@ -114,6 +116,10 @@ class TrustStore:
     def identity(self, key_id: bytes) -> Identity | None:
         """Return the identity of a key that was added and is neither revoked nor superseded."""
         return self._identities.get(key_id)
+
+    def has_certified(self, spiffe_id: str) -> bool:
+        """Tell whether any key was certified for an id, be it revoked meanwhile. Takes no lock."""
+        return spiffe_id in self._claims
 
     def add_chain(self, chain: Sequence[bytes]) -> Identity:
         """Validate a chain, leaf first and without the root, and remember whom it identifies.
@@ -141,8 +147,11 @@ class TrustStore:
         return identity
 
     def is_compromised(self, key_id: bytes) -> bool:
-        """Tell whether a key was revoked as compromised: nothing that it signs is believed. Takes no lock."""
-        return key_id in self._revoked
+        """Tell whether nothing that a key signs is believed. Takes no lock.
+
+        It was revoked as compromised, or who vouched for it was and nobody else has done so since.
+        """
+        return key_id in self._revoked or key_id in self._disowned
 
     def is_revoked(self, key_id: bytes) -> bool:
         """Tell whether a key was revoked, be it compromised or only retired. Takes no lock."""
@@ -175,6 +184,9 @@ class TrustStore:
             for known, issuer in list(self._issuers.items()):
                 if whole_root or not self._revoked.isdisjoint((known, issuer)):
                     self._drop(known)
+                    self._disowned[known] = None
+            while len(self._disowned) > self._max_identities:
+                del self._disowned[next(iter(self._disowned))]
             for name, claim in list(self._claims.items()):
                 if claim.issuer in self._revoked:
                     del self._claims[name]
@@ -300,6 +312,7 @@ class TrustStore:
             self._claims[name] = _Claim(identity.generation, identity.key_id, previous, issuer)
         self._identities[identity.key_id] = identity
         self._issuers[identity.key_id] = issuer
+        self._disowned.pop(identity.key_id, None)
         for loser, names in losses.items():
             self._release(loser, names)
 

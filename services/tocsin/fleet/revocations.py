@@ -1,7 +1,8 @@
 """Fleet's word on which list of revocations is the current one: every few seconds, and at once when it changes.
 
 The list itself is the root's. What fleet holds comes from stream REVOCATIONS, as everybody's does, so a restarted
-fleet goes on from there and never states a lower number than it has seen.
+fleet goes on from there. Should the stream have lost it, processes that hold it put it back as soon as they hear fleet
+state an earlier one.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ from tocsin.telemetry import get_logger
 
 STORE_TIMEOUT_S = 1.0
 PAUSE_S = 0.25
+STORING_PER_TRACKED = 2
+"""So many are being stored at most for each that may be tracked: those that cannot be tracked are stored, too."""
 
 log = get_logger(__name__)
 
@@ -36,7 +38,7 @@ class Emergencies:
         self._metrics = bus.metrics
         self._announcer = announcer
         self._pursuit = pursuit
-        self._max_storing = settings.max_emergencies
+        self._max_storing = STORING_PER_TRACKED * settings.max_emergencies
         self._storing: set[bytes] = set()
 
     async def take(self, way: Route, alert: Message, context: Context) -> None:
@@ -47,32 +49,30 @@ class Emergencies:
         """
         if context.content.issued_at < context.now_ns - int(ACCEPTED_FOR_S * NS_PER_S):
             raise UntrustedError("its sender has given up long ago", reason="expired")
-        tracked = self._first(way, alert, context)
-        if tracked is not None:
+        if self._is_first(way, alert, context):
             # Known before it is sent: the first receipt can be here within a millisecond.
             await self._pursuit.send_core(way.subject, _sent(context))
         if context.leaf in self._storing:
             return  # the answer is under way
+        if len(self._storing) >= self._max_storing:
+            # Not answered, so its sender asks again; waiting would hold up the core copies of those behind it.
+            self._metrics.count("emergencies_not_storing")
+            return
         self._storing.add(context.leaf)
-        storing = self._store_and_answer(way, context)
-        if tracked is False or len(self._storing) > self._max_storing:
-            # Nothing else bounds these: the line of emergencies waits for the stream.
-            await storing
-        else:
-            self._bus.spawn(storing, "alert backup")
+        self._bus.spawn(self._store_and_answer(way, context), "alert backup")
 
     async def refuse(self, error: TocsinError, context: Context) -> None:
         """Tell who waits for an answer that there will be none."""
         await self._answer(*error_reply(error), context)
 
-    def _first(self, way: Route, alert: Message, context: Context) -> bool | None:
-        """Begin to pursue; None if it was handed in before, False if it cannot be tracked."""
+    def _is_first(self, way: Route, alert: Message, context: Context) -> bool:
+        """Begin to pursue, if it can be tracked; False if it was handed in before."""
         tracker = self._pursuit.tracker
         if tracker.has_ended(context.leaf):
-            return None
+            return False
         if tracker.is_running(context.leaf):
             self._pursuit.again(context.leaf)
-            return None
+            return False
         self._metrics.count("emergencies")
         try:
             self._pursuit.begin(way, alert, context, pursue=True)
@@ -82,7 +82,6 @@ class Emergencies:
             log.warning("emergency_untracked", reason=error.reason, message=context.id.hex())
             self._announcer.accounted(self._pursuit.emergency(way, alert, context).account())
             tracker.accounted(context.leaf)
-            return False
         return True
 
     async def _store_and_answer(self, way: Route, context: Context) -> None:

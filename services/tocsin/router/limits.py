@@ -5,8 +5,8 @@ Pure: moments in monotonic seconds come in. A sender may send ``per_s`` messages
 Emergencies have an allowance of their own, so that a sender's flood cannot silence its own alarm.
 
 The sender is whoever the subject names, which is not proven yet. So an agent's allowance can be used up by
-whoever can publish on its subject, and nobody else's. Names that are neither enrolled nor proven share one
-allowance: made-up names gain nothing, and what is remembered is bounded by the enrolled agents.
+whoever can publish on its subject, and nobody else's. Names that are neither known nor proven share one
+allowance: made-up names gain nothing, and what is remembered is bounded by those that are known.
 
 It is one router's: a sender has as many allowances as there are routers that share its messages.
 """
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from tocsin.contracts.errors import ExhaustedError
 
 MAX_PROVEN = 16_384
-"""Senders remembered as proven; those beyond go by the list of enrolled agents alone."""
+"""Senders remembered as proven; those beyond go by who is known alone."""
 SLACK = 0.001
 """Of a message: the sums of floats must not decide about the last one of a burst."""
 STRANGERS = ""
@@ -31,13 +31,13 @@ class RateLimits:
     Args:
         per_s: messages that a sender may send each second, in the long run.
         burst: messages that it may send at once.
-        enrolled: tells whether an agent of that name is enrolled.
+        known: tells whether that name is an enrolled agent's, or another sender's that is certified.
     """
 
-    def __init__(self, *, per_s: float, burst: int, enrolled: Callable[[str], bool]) -> None:
+    def __init__(self, *, per_s: float, burst: int, known: Callable[[str], bool]) -> None:
         self._per_s = per_s
         self._burst = burst
-        self._enrolled = enrolled
+        self._known = known
         self._proven: set[str] = set()
         self._untold: set[str] = set()
         self._spent_until_s: dict[bool, dict[str, float]] = {False: {}, True: {}}
@@ -49,7 +49,7 @@ class RateLimits:
             ExhaustedError: ``rate_limited``; nothing was taken.
         """
         spent = self._spent_until_s[urgent]
-        who = sender if sender in self._proven or self._enrolled(sender) else STRANGERS
+        who = sender if sender in self._proven or self._known(sender) else STRANGERS
         until_s = max(spent.get(who, at_s), at_s)
         if (until_s - at_s) * self._per_s > self._burst - 1 + SLACK:
             if who and who not in self._proven:

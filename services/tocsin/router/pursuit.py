@@ -3,7 +3,7 @@
 What a router must not lose is in the streams: the alert in ALERTS before its sender is answered, the receipts
 in RECEIPTS before their host lets go of them, the account in EVENTS. So every router follows all three, by ear as
 messages are stored and by reading what it may have missed: when it starts, after a reconnection, and always
-before it sends an alert again or says that somebody is missing.
+before it says that somebody is missing. What is due to be sent again is sent before that: hosts take it once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 
 from tocsin.bus import Bus, Context, Sent
+from tocsin.bus.reader import Stored
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import ALERT_BACKUP, EVENT, RECEIPT
 from tocsin.contracts.errors import (
@@ -31,7 +32,8 @@ from tocsin.router.announcer import Announcer
 from tocsin.router.policy import Route, route
 from tocsin.router.roster import Roster
 from tocsin.router.settings import RouterSettings
-from tocsin.router.tracker import Confirmation, Emergency, Schedule, Tracker
+from tocsin.router.tracker import Confirmation, Emergency, Schedule, Tracker, Turn
+from tocsin.telemetry import get_logger
 
 ALERTS_OF_ALL = replace(ALERT_BACKUP, audience=ANY_AUDIENCE)
 """The stream's alerts as routers read them: for whomever they are."""
@@ -41,6 +43,8 @@ ACCEPTED_FOR_S = 60.0
 differ by half of it. Below the broker's window for duplicates, so that the stream gets each once."""
 PAUSE_S = 0.25
 NS_PER_S = 1_000_000_000
+
+log = get_logger(__name__)
 
 
 class Pursuit:
@@ -76,7 +80,10 @@ class Pursuit:
             ExhaustedError: ``tracker_full``.
         """
         emergency = self.emergency(way, alert, context)
-        self.tracker.begin(emergency, at_s=time.monotonic(), pursue=pursue, age_s=age_s)
+        ended = self.tracker.begin(emergency, at_s=time.monotonic(), pursue=pursue, age_s=age_s)
+        self._metrics.count("receipts_counted", len(emergency.confirmed))
+        if ended is not None:
+            self._announcer.accounted(ended)
         self._wake.set()
 
     def again(self, leaf: bytes) -> None:
@@ -142,15 +149,30 @@ class Pursuit:
                     async with asyncio.timeout_at(None if next_s is None else _loop_time(next_s)):
                         await self._wake.wait()
                 continue
-            current = await self._catch_up()
-            turn = self.tracker.advance(at_s=time.monotonic(), close=current)
-            for delivery in turn.ended:
-                self._announcer.accounted(delivery)
-            for emergency in turn.resend:
-                self._metrics.count("emergency_resends")
-                await self.send_core(emergency.subject, _bytes_of(emergency))
+            try:
+                current = await self._turn()
+            except Exception:
+                # The emergencies that follow must be pursued all the same.
+                self._metrics.count("pursuit_failures")
+                log.exception("pursuit_failed")
+                current = False
             if not current:
                 await asyncio.sleep(PAUSE_S)
+
+    async def _turn(self) -> bool:
+        """Send again what is due, then catch up and close; False if that was not possible."""
+        await self._send_again(self.tracker.advance(at_s=time.monotonic(), close=False))
+        current = await self._catch_up()
+        turn = self.tracker.advance(at_s=time.monotonic(), close=current)
+        for delivery in turn.ended:
+            self._announcer.accounted(delivery)
+        await self._send_again(turn)
+        return current
+
+    async def _send_again(self, turn: Turn) -> None:
+        for emergency in turn.resend:
+            self._metrics.count("emergency_resends")
+            await self.send_core(emergency.subject, _bytes_of(emergency))
 
     def _catch_up_soon(self) -> None:
         self._behind = True
@@ -160,25 +182,35 @@ class Pursuit:
         """Read what the streams hold and this router has not read; False if the broker does not let it."""
         self._behind = False
         try:
-            for account in await self._accounts.read():
-                if isinstance(account.body, Delivery):
-                    self.on_account(account.body)
-            for stored in await self._alerts.read():
-                age_s = max(0.0, (time.time_ns() - stored.stored_ns) / NS_PER_S)
-                self.on_stored(stored.body, stored.context, age_s=age_s)
-            for receipts in await self._receipts.read():
-                if isinstance(receipts.body, Receipts):
-                    with contextlib.suppress(DeniedError):
-                        self.on_receipts(receipts.body, receipts.context, heard=False)
+            for reader in (self._accounts, self._alerts, self._receipts):
+                for stored in await reader.read():
+                    self._take(stored)
         except UnavailableError as error:
             self._metrics.count(f"reading_failures.{error.reason}")
             self._behind = True
-            return False
-        return True
+        except Exception:
+            self._behind = True
+            raise
+        return not self._behind
+
+    def _take(self, stored: Stored) -> None:
+        """Take what was read, as if it had been heard; it is not read again, so it must not stop those behind it."""
+        body, context = stored.body, stored.context
+        try:
+            if isinstance(body, Delivery):
+                self.on_account(body)
+            elif isinstance(body, Receipts):
+                self.on_receipts(body, context, heard=False)
+            else:
+                age_s = max(0.0, (time.time_ns() - stored.stored_ns) / NS_PER_S)
+                self.on_stored(body, context, age_s=age_s)
+        except TocsinError as error:
+            self._metrics.count(f"read_in_vain.{error.reason}")
 
     def _count(self, outcome: Confirmation, context: Context) -> None:
         if not outcome.tracked:
-            self._metrics.count("receipts_late" if outcome.late else "receipts_elsewhere")
+            kept = "receipts_early" if outcome.early else "receipts_elsewhere"
+            self._metrics.count("receipts_late" if outcome.late else kept)
             return
         self._metrics.count("receipts_counted", outcome.counted)
         self._metrics.count("receipts_again", outcome.again)

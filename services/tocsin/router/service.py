@@ -45,7 +45,7 @@ class RouterService(Service[RouterSettings]):
         self.limits = RateLimits(
             per_s=settings.messages_per_sender_per_s,
             burst=settings.burst_per_sender,
-            enrolled=lambda name: self.roster.role_of(name) is not None,
+            known=self._knows,
         )
         self._clocks = ClockTeller(bus, self.announcer, per_s=settings.clock_checks_per_s)
 
@@ -107,6 +107,15 @@ class RouterService(Service[RouterSettings]):
             self.pursuit.on_receipts(body, context)
         except DeniedError as error:
             self.bus.reject(error, context.subject, context.data)
+
+    def _knows(self, name: str) -> bool:
+        """Tell whether a sender has an allowance of its own before it is proven: agents, and who operates Tocsin."""
+        if self.roster.role_of(name) is not None:
+            return True
+        # Of the services only this one hands messages in to routers; the subject has its instance as its name.
+        return self.bus.trust.has_certified(
+            f"spiffe://{self.bus.trust.domain}/service/{ServiceName.CLI}/{name}"
+        )
 
     def _admit(self, arrival: Arrival) -> None:
         """Hold back who sends too much, before anything is spent on the message."""

@@ -7,7 +7,7 @@ Pure: times come in, nothing is sent from here. ``at_s`` is monotonic seconds, f
   moments is later by a grace, and they act only if no account was seen until then. A router that starts takes
   up in the same way what the streams say is open.
 * Only agents that are due count, and only their own host confirms them: *delivered* is a part of *due*.
-* Each agent is confirmed once; the first receipt counts.
+* Each agent is confirmed once; the first receipt counts. Receipts that come before their emergency are kept for it.
 * An emergency ends once: complete, when nobody is missing; at its deadline, with the missing listed; or with
   another router's account. A receipt that comes later changes nothing and is told apart (``late``).
 * An emergency for nobody is not tracked, and is never complete.
@@ -27,6 +27,7 @@ from tocsin.contracts.fleet import AgentRecord
 from tocsin.contracts.policy import Audience
 from tocsin.contracts.routing import Delivery, Receipt
 from tocsin.router.accounts import account, is_due
+from tocsin.router.early import EarlyReceipts
 
 MAX_ENDED = 16_384
 CLOCK_SKEW_NS = 30_000_000_000
@@ -85,6 +86,8 @@ class Confirmation:
     tracked: bool
     """False: it has ended, or is not known here (yet)."""
     late: bool = False
+    early: bool = False
+    """It is kept for an emergency that is not known yet."""
     counted: int = 0
     again: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
@@ -109,18 +112,22 @@ class Tracker:
         self._max = max_tracked
         self._running: dict[bytes, Emergency] = {}
         self._ended: OrderedDict[bytes, None] = OrderedDict()
+        self._early = EarlyReceipts()
 
     def __len__(self) -> int:
         return len(self._running)
 
-    def begin(self, emergency: Emergency, *, at_s: float, pursue: bool, age_s: float = 0.0) -> None:
-        """Track an emergency that is not known yet. O(1).
+    def begin(self, emergency: Emergency, *, at_s: float, pursue: bool, age_s: float = 0.0) -> Delivery | None:
+        """Track an emergency that is not known yet. O(agents that have confirmed it before).
 
         Args:
             emergency: one that is about to be sent, or that a stream holds.
             at_s: now.
             pursue: whether this router forwards it.
             age_s: for how long it has been in its stream.
+
+        Returns:
+            Its account, if nobody is missing any more.
 
         Raises:
             InvalidInputError: ``nobody_due``.
@@ -134,6 +141,10 @@ class Tracker:
         emergency.pursued = pursue
         self._schedule_at(emergency)
         self._running[emergency.leaf] = emergency
+        ended = None
+        for (host, receipt), now_ns in self._early.take(emergency.leaf):
+            ended = self.confirm(host, receipt, at_s=at_s, now_ns=now_ns).ended or ended
+        return ended
 
     def is_running(self, leaf: bytes) -> bool:
         """Tell whether this emergency is tracked."""
@@ -162,13 +173,16 @@ class Tracker:
     def accounted(self, leaf: bytes) -> None:
         """End an emergency by an account that was seen."""
         self._running.pop(leaf, None)
+        self._early.take(leaf)
         self._remember(leaf)
 
     def confirm(self, host: str, receipt: Receipt, *, at_s: float, now_ns: int) -> Confirmation:
         """Count what a host says it has accepted for its agents. O(agents of the receipt)."""
         emergency = self._running.get(receipt.leaf)
         if emergency is None:
-            return Confirmation(tracked=False, late=receipt.leaf in self._ended)
+            late = receipt.leaf in self._ended
+            early = not late and self._early.keep(host, receipt, at_s=at_s, now_ns=now_ns)
+            return Confirmation(tracked=False, late=late, early=early)
         if not emergency.issued_at_ns - CLOCK_SKEW_NS <= receipt.taken_ns <= now_ns + CLOCK_SKEW_NS:
             return Confirmation(tracked=True, refused={"bad_time": len(receipt.agents)})
         counted = again = 0

@@ -457,6 +457,21 @@ def test_a_revoked_intermediate_takes_its_identities_with_it(
     assert store.add_chain(issue(2, agents, 1, issuer=successor)).names(HUNTER)
 
 
+def test_what_a_compromised_authority_vouched_for_is_not_believed_until_another_does(
+    store: TrustStore, *, root: Authority, fleet: Authority, issue: Issue, now: datetime, agents: list[SpiffeId]
+) -> None:
+    """So that a message that was looked at before the list came is not taken after it."""
+    leaf = store.add_chain(issue(0, agents)).key_id
+    service = store.add_chain(issue(1, [SpiffeId.service(DOMAIN, ServiceName.ROUTER, "router-1")], issuer=root))
+    store.revoke_key(fleet.signer.key_id)
+    assert (store.is_compromised(leaf), store.is_revoked(leaf)) == (True, False)
+    assert not store.is_compromised(service.key_id)
+    assert _reason(store, *issue(0, agents)) == "revoked"
+    assert store.is_compromised(leaf)
+    store.add_chain(issue(0, agents, 2, issuer=root.issue_intermediate("fleet-2", now=now)))
+    assert not store.is_compromised(leaf)
+
+
 def test_a_revoked_root_ends_everything(
     store: TrustStore, root: Authority, issue: Issue, agents: list[SpiffeId]
 ) -> None:

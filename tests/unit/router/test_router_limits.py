@@ -17,7 +17,7 @@ ENROLLED = frozenset({"a", "b"})
 
 
 def limits(*, per_s: float = 10, burst: int = 5, enrolled: Collection[str] = ENROLLED) -> RateLimits:
-    return RateLimits(per_s=per_s, burst=burst, enrolled=enrolled.__contains__)
+    return RateLimits(per_s=per_s, burst=burst, known=enrolled.__contains__)
 
 
 def granted(by: RateLimits, sender: str, moments_s: list[float], *, urgent: bool = False) -> list[float]:

@@ -12,6 +12,7 @@ from tocsin.contracts.policy import Audience, Reach
 from tocsin.contracts.routing import Receipt
 from tocsin.router.accounts import account, who_is_due
 from tocsin.router.budget import Budget
+from tocsin.router.early import KEPT_S, MAX_EARLY, MAX_OF_HOST, EarlyReceipts
 from tocsin.router.tracker import Emergency, Schedule, Tracker
 
 ISSUED_NS = 1_800_000_000_000_000_000
@@ -254,3 +255,39 @@ def test_a_flood_uses_up_its_own_budget_only_and_for_a_second_only() -> None:
     assert [budget.take("a", at_s=5.1) for _ in range(3)] == [True, True, False]
     assert budget.take("b", at_s=5.2)
     assert budget.take("a", at_s=6.0)
+
+
+def test_receipts_that_come_before_their_emergency_count_once_it_is_known() -> None:
+    them = tracker()
+    for host, agents in (("h1", ("a1", "a2")), ("h1", ("a1", "a2")), ("h2", ("a1", "b1"))):
+        early = them.confirm(host, receipt(*agents, after_ms=3), at_s=99, now_ns=ISSUED_NS)
+        assert (early.tracked, early.early) == (False, True)
+    known = emergency()
+    told = them.begin(known, at_s=100, pursue=True)
+    assert told is not None
+    assert (told.delivered, told.undelivered, len(them)) == (3, (), 0)
+    partly = tracker()
+    partly.confirm("h2", receipt("b1"), at_s=99, now_ns=ISSUED_NS)
+    assert partly.begin(emergency(), at_s=100, pursue=True) is None
+    assert partly.advance(at_s=1e6).ended[0].undelivered == ("a1", "a2")
+
+
+def test_who_stands_by_leaves_an_emergency_that_is_confirmed_already_to_who_pursues_it() -> None:
+    them = tracker()
+    for host, agents in (("h1", ("a1", "a2")), ("h2", ("b1",))):
+        them.confirm(host, receipt(*agents), at_s=99, now_ns=ISSUED_NS)
+    assert them.begin(emergency(), at_s=100, pursue=False) is None
+    assert not them.advance(at_s=102).ended
+    assert them.advance(at_s=104).ended[0].complete
+
+
+def test_early_receipts_are_bounded_by_host_in_all_and_by_time() -> None:
+    early = EarlyReceipts()
+    kept = [early.keep("h1", receipt("a", number=n), at_s=0, now_ns=0) for n in range(MAX_OF_HOST + 1)]
+    assert kept == [True] * MAX_OF_HOST + [False]
+    for n in range(MAX_EARLY):
+        early.keep(f"host-{n}", receipt("a", number=n), at_s=1, now_ns=0)
+    assert len(early) <= MAX_EARLY
+    assert early.keep("h1", receipt("a", number=0), at_s=2, now_ns=0), "the oldest made room"
+    early.keep("h3", receipt("a", number=99_999), at_s=3 + KEPT_S, now_ns=0)
+    assert len(early) == 1
