@@ -46,7 +46,8 @@ class Routed:
             "refused": {
                 name: count
                 for name, count in sorted(everything.items())
-                if count and name.startswith(("broker_", "rejected.", "refused.", "duplicates.", "handler_", "unsent."))
+                if count
+                and name.startswith(("broker_", "rejected.", "refused.", "duplicates.", "handler_", "unsent."))
             },
             "send_failures": dict(sum_counters(one.failures for one in outcomes)),
         }
