@@ -1,8 +1,8 @@
 """Keep the garbage collector out of a process's way.
 
 CPython's collector looks at every container object again and again: with what a router and a host import (64,000
-objects) a full collection stops the process for 24 to 32 ms. What is there when a process begins stays until its end, so
-it is set aside; and messages free what they made by reference counts, so the collector may come rarely.
+objects) a full collection stops the process for 24 to 32 ms. What is there when a process begins stays until its
+end, so it is set aside; and messages free what they made by reference counts, so the collector may come rarely.
 """
 
 from __future__ import annotations
