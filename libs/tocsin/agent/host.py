@@ -372,7 +372,6 @@ class AgentHost:
             await self._bus.emergency(sent, agent.id, timeout_s=EMERGENCY_S)
             return sent
         at = {"type": kind.name, "priority": priority.token, "agent": agent.name}
-        seal_to = self._sealing_keys.of(audience, cleared=kind.cleared) if sealed or kind.cleared else None
         return await self._bus.publish(
             ROUTE, kind, body, audience=audience, priority=priority, sender=agent.id, seal_to=seal_to, at=at
         )

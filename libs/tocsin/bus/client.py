@@ -95,6 +95,11 @@ class Sent(NamedTuple):
     data: bytes
     issued_at: int
 
+    @staticmethod
+    def of(context: Context) -> Sent:
+        """Return what a received message was sent as, to forward it in the sender's own bytes."""
+        return Sent(context.id, context.leaf, context.data, context.content.issued_at)
+
 
 class Bus:
     """One process's bus. Use with ``async with``; the constructor does not connect."""

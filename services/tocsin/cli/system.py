@@ -114,7 +114,7 @@ class System:
             record, context = held[0], held[1]
             number, previous = record.number + 1, context.leaf
             if _seats_of(record.participants) == set(seats) and _seats_of(record.instances) == set(instances):
-                sent = Sent(context.id, context.leaf, context.data, context.content.issued_at)
+                sent = Sent.of(context)
                 return await bus.ask_with(CONSENSUS_EPOCH, sent, root_id, timeout_s=10.0)
         epoch = make_epoch(
             number=number,

@@ -51,7 +51,7 @@ class Emergencies:
             raise UntrustedError("its sender has given up long ago", reason="expired")
         if self._is_first(way, alert, context):
             # Known before it is sent: the first receipt can be here within a millisecond.
-            await self._pursuit.send_core(way.subject, _sent(context))
+            await self._pursuit.send_core(way.subject, Sent.of(context))
         if context.leaf in self._storing:
             return  # the answer is under way
         if len(self._storing) >= self._max_storing:
@@ -88,7 +88,7 @@ class Emergencies:
         """Put it into stream ALERTS, trying for as long as its sender may ask again; then answer."""
         until_s = time.monotonic() + ACCEPTED_FOR_S / 2
         try:
-            while not await self._store(way.backup or "", _sent(context)):
+            while not await self._store(way.backup or "", Sent.of(context)):
                 if time.monotonic() > until_s:
                     log.error("alert_not_stored", message=context.id.hex())
                     return
@@ -116,7 +116,3 @@ class Emergencies:
         except TocsinError as error:
             # The sender asks again.
             self._metrics.count(f"emergency_answer_failures.{error.reason}")
-
-
-def _sent(context: Context) -> Sent:
-    return Sent(context.id, context.leaf, context.data, context.content.issued_at)

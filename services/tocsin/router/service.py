@@ -85,9 +85,9 @@ class RouterService(Service[RouterSettings]):
             await self._refuse(error, context)
             return
         if way.backup is None:
-            await self.bus.send(way.subject, _sent(context))
+            await self.bus.send(way.subject, Sent.of(context))
             if way.copy is not None:
-                self.copies.add(way.copy, _sent(context))
+                self.copies.add(way.copy, Sent.of(context))
         self._measure(context)
 
     @subscribes(ALERTS_OF_ALL, at={"severity": Priority.CRITICAL.token})
@@ -142,7 +142,3 @@ class RouterService(Service[RouterSettings]):
         self.metrics.count(f"routed.{context.content.type}")
         self.metrics.observe_ms("route", (now_ns - context.content.issued_at) / 1e6)
         self.metrics.observe_ms("route_inside", (now_ns - context.now_ns) / 1e6)
-
-
-def _sent(context: Context) -> Sent:
-    return Sent(context.id, context.leaf, context.data, context.content.issued_at)
