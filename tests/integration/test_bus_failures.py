@@ -13,6 +13,7 @@ from support import DOMAIN, World, eventually
 
 from tocsin.agent import Agent, AgentHost
 from tocsin.bus import Bus, Context
+from tocsin.bus.connection import Connection
 from tocsin.contracts.catalogue import (
     ALERT_BACKUP,
     AUDIT,
@@ -45,6 +46,27 @@ async def test_a_wrong_token_is_an_error_within_the_connect_timeout(world: World
         with pytest.raises(UnavailableError) as caught:
             await Bus(settings, credentials, Metrics()).__aenter__()
     assert caught.value.reason == "broker_refuses"
+
+
+async def test_connecting_can_be_cancelled_though_an_attempt_swallows_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As wait_for does before Python 3.12 if the attempt fails at that very moment: the client would try for ever."""
+    trying = asyncio.Event()
+
+    async def attempt(*_: object, **__: object) -> None:
+        trying.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("nats.aio.transport.TcpTransport.connect", attempt)
+    opening = asyncio.create_task(Connection.open(world.settings(), Metrics(), name="test"))
+    await trying.wait()
+    opening.cancel()
+    _, late = await asyncio.wait({opening}, timeout=5)
+    assert not late
+    assert opening.cancelled()
 
 
 async def test_a_handler_that_fails_for_a_while_gets_the_message_in_the_end(

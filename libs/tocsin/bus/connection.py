@@ -157,9 +157,14 @@ class Connection:
         user = (settings.nats_user or None) if secret else None
 
         refusals: list[Exception] = []
+        opener = asyncio.current_task()
 
         async def on_error(error: Exception) -> None:
             connection._note(error)
+            if opener is not None and opener is asyncio.current_task() and opener.cancelling():
+                # Before Python 3.12 wait_for loses a cancellation that comes as the attempt fails, and the client
+                # would try for ever.
+                raise asyncio.CancelledError
             if "authorization" in str(error).lower():  # the client has a class for it and does not use it here
                 refusals[:] = [error]
 
