@@ -227,7 +227,8 @@ async def test_an_attack_on_honeypots_becomes_one_response_that_guardians_verifi
         assert verify(data, world.authority.certificate_pem).command == command
         for host in scene.hosts:
             (line,) = (host.state_dir / "actuations.jsonl").read_text().splitlines()
-            assert json.loads(line)["command"] == command.openc2()
+            named = {"command_id": orders[0].decision.hex()[:32]}
+            assert json.loads(line)["command"] == command.openc2() | named
 
 
 async def test_password_guessing_is_alerted_and_ordinary_visits_are_not(world: World) -> None:
