@@ -109,6 +109,10 @@ PAIRS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Action-target pairs that are supported."""
 
 
+RESPONSES = ("none", "ack", "status", "complete")
+"""LS section 3.4.2, Response-Type."""
+
+
 class Status(IntEnum):
     """Status codes of responses (LS section 3.3.2.2)."""
 
@@ -218,15 +222,15 @@ def parse_command(data: bytes) -> OpenC2Command:
     body = _object(data, "bad_command")
     _only(body, {"action", "target", "args", "actuator", "command_id"}, "a command")
     action, (target, given) = body.get("action"), _one(body.get("target"), "target")
-    if action not in ACTIONS or target not in TARGETS:
+    if not isinstance(action, str) or action not in ACTIONS or target not in TARGETS:
         raise _bad(f"no action and target of OpenC2: {str(action)[:40]!r}, {target[:40]!r}")
-    if target not in PAIRS.get(str(action), ()):
+    if target not in PAIRS.get(action, ()):
         raise _not_implemented(f"{action} {target}")
     if "actuator" in body and _one(body["actuator"], "actuator")[0] != "slpf":
         raise _not_implemented("an actuator of another profile than slpf")
     command_id = _check_id(body["command_id"]) if "command_id" in body else None
     return OpenC2Command(
-        action=str(action),
+        action=action,
         target=target,
         value=_VALUES[target](given),
         duration_ms=_duration(body.get("args", {})),
@@ -302,7 +306,7 @@ def _duration(args: object) -> int | None:
     if not isinstance(args, dict):
         raise _bad("args is no map")
     _only(args, {"start_time", "stop_time", "duration", "response_requested", "slpf"}, "args")
-    if args.get("response_requested", "complete") not in {"none", "ack", "status", "complete"}:
+    if args.get("response_requested", "complete") not in RESPONSES:
         raise _bad("no such response_requested")
     if others := sorted(args.keys() - {"duration", "response_requested"}):
         raise _not_implemented(f"args.{others[0]}")
