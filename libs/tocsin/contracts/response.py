@@ -48,6 +48,13 @@ class ResponseOrder(Message):
     command: Command
 
 
+class ResponseWish(Message):
+    """What an operator asks for, in an alert of theirs: admins propose it, and the agents decide."""
+
+    command: Command
+    reason: Text
+
+
 class ActuationOutcome(StrEnum):
     """What an actuator did."""
 

@@ -24,8 +24,8 @@ class JobOutcome(StrEnum):
     NOT_ASSESSED = "not_assessed"
 
 
-CARRIED_OUT = frozenset({ActuationOutcome.DONE, ActuationOutcome.WOULD_DO, ActuationOutcome.UNDONE})
-"""What guardians do that is as it was decided; what was undone in its time was done before."""
+CARRIED_OUT = frozenset({ActuationOutcome.DONE, ActuationOutcome.WOULD_DO})
+"""What guardians do that is as it was decided."""
 WEIGHT = {outcome: weight for weight, outcome in enumerate(JobOutcome)}
 
 
