@@ -127,8 +127,8 @@ async def scene_in(world: World) -> AsyncIterator[Scene]:
         scene.hosts = [
             await fleet.start_host(name, agents, make) for name, agents in (("h1", ONE), ("h2", TWO))
         ]
-        # Two deception agents with six honeypots each, and a canary.
-        await eventually(lambda: len(scene.sensors) == 13)
+        # Two deception agents with seven honeypots each, and a canary.
+        await eventually(lambda: len(scene.sensors) == 15)
         await eventually(lambda: all(len(host.peers(Role.HUNTER)) == 2 for host in scene.hosts))
         yield scene
 

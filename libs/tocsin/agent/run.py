@@ -70,7 +70,8 @@ def role_options(settings: HostSettings) -> dict[Role, dict[str, object]]:
     options: dict[Role, dict[str, object]] = {}
     if carried & {Role.DECEPTION, Role.CANARY}:
         listen = {"address": _address(settings.trap_address)}
-        options |= {Role.DECEPTION: {**listen}, Role.CANARY: {**listen}}
+        options[Role.DECEPTION] = {**listen, "credentials": settings.deception_credentials}
+        options[Role.CANARY] = {**listen}
     if Role.GUARDIAN in carried:
         actuator = choose(
             settings.guardian_actuator,

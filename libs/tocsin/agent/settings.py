@@ -33,6 +33,9 @@ class HostSettings(BusSettings):
         "127.0.0.1",
         description="Where honeypots and canaries listen: an address of this machine, or a name that leads to one.",
     )
+    deception_credentials: Annotated[str, Field(pattern="^(escaped|hashed)$")] = Field(
+        "escaped", description="How honeypots write down what attackers try to log in with: escaped or hashed."
+    )
     guardian_actuator: Annotated[str, Field(pattern="^(dry-run|webhook|nftables)$")] = Field(
         "dry-run",
         description="What carries out the guardians' orders: dry-run writes them down, webhook sends them to another "
