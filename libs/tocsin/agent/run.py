@@ -12,6 +12,7 @@ import socket
 import sys
 from contextlib import AsyncExitStack
 from importlib import import_module
+from pathlib import Path
 
 from tocsin.agent.actuators import choose
 from tocsin.agent.agent import Agent
@@ -71,7 +72,8 @@ def role_options(settings: HostSettings) -> dict[Role, dict[str, object]]:
     if carried & {Role.DECEPTION, Role.CANARY}:
         listen = {"address": _address(settings.trap_address)}
         options[Role.DECEPTION] = {**listen, "credentials": settings.deception_credentials}
-        options[Role.CANARY] = {**listen}
+        files = [Path(text.strip()) for text in settings.canary_files.split(",") if text.strip()]
+        options[Role.CANARY] = {**listen, "files": files}
     if Role.GUARDIAN in carried:
         actuator = choose(
             settings.guardian_actuator,

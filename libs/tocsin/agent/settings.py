@@ -33,6 +33,11 @@ class HostSettings(BusSettings):
         "127.0.0.1",
         description="Where honeypots and canaries listen: an address of this machine, or a name that leads to one.",
     )
+    canary_files: str = Field(
+        "",
+        description="Where canaries put token files, absolute paths with commas between them; {name} is the canary's "
+        "name. One more is always in the state folder.",
+    )
     deception_credentials: Annotated[str, Field(pattern="^(escaped|hashed)$")] = Field(
         "escaped", description="How honeypots write down what attackers try to log in with: escaped or hashed."
     )
