@@ -20,11 +20,11 @@ from rich.console import Console
 
 from tocsin.bus import Broker, Bus, stop_on_signal
 from tocsin.bus.service import VERSION
-from tocsin.cli import authority, doctor, respond, tail
+from tocsin.cli import authority, doctor, respond, tail, traps
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.cli.installation import Installation
-from tocsin.cli.options import DEFAULT_STATE, RemoteOption, StateOption
+from tocsin.cli.options import DEFAULT_STATE, RemoteOption, Shell, StateOption
 from tocsin.contracts.errors import InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import ServiceName, Severity, SpiffeId
 from tocsin.contracts.revocations import RevocationReason
@@ -469,7 +469,9 @@ def _show(text: str) -> None:
     sys.stdout.flush()
 
 
-respond.register(app, respond.Shell(_bus, _run, _read, _show))
+_shell = Shell(_bus, _run, _read, _show)
+respond.register(app, _shell)
+traps.register(app, _shell)
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +29,7 @@ from tocsin.agent.protected import parse_address
 from tocsin.bus import Bus, Context
 from tocsin.cli.alert import raise_alert
 from tocsin.cli.exits import Exit
-from tocsin.cli.options import DEFAULT_STATE, RemoteOption, StateOption
+from tocsin.cli.options import DEFAULT_STATE, RemoteOption, Shell, StateOption
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import CONSENSUS_DECISION, DELIVER_ALL, EVENT, FLEET_ROSTER
 from tocsin.contracts.decisions import DecisionAnnounced, Outcome, Proposal
@@ -226,16 +226,6 @@ def command_from(action: Action, address: str, lasts: str) -> Command:
         InvalidInputError: ``bad_address`` or ``bad_duration``.
     """
     return Command(action=action, address=str(parse_address(address)), duration_s=parse_duration(lasts))
-
-
-@dataclass(frozen=True, slots=True)
-class Shell:
-    """What the command needs of the program around it."""
-
-    bus: Callable[[Path, str | None], Bus]
-    run: Callable[[Awaitable[Exit]], Exit]
-    read: Callable[[Path], bytes]
-    show: Callable[[str], None]
 
 
 def register(app: typer.Typer, shell: Shell) -> None:

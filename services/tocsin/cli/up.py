@@ -99,7 +99,7 @@ async def _start(stack: Stack, bus: Bus, console: Console) -> None:
         ),
         ("root", str(stack.options.state / "ca" / "root.pem")),
         ("logs", str(stack.options.logs)),
-        ("traps", f"honeypots on 127.0.0.1, ports {' '.join(str(h.port) for h in honeypots)}"),
+        ("traps", f"honeypots on 127.0.0.1, ports {' '.join(str(h.port) for h in honeypots) or '-'}"),
     ):
         console.print(f"  {label:7} {value}", soft_wrap=True, highlight=False)
     console.print(
