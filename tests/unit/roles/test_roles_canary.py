@@ -220,6 +220,24 @@ def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert caught.value.reason == "no_file"
 
 
+@linux
+async def test_without_inotify_it_looks_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def used_up(*_: object) -> int:
+        raise UnavailableError("no watch is left", reason="no_inotify")
+
+    monkeypatch.setattr(Inotify, "add", used_up)
+    perch = Perch(tmp_path)
+    async with canary_at(perch):
+        (tmp_path / "canary-01.canary").unlink()
+        await eventually(lambda: bool(perch.alerts))
+    strict = Canary("canary-02", watch="inotify")
+    strict.host = cast("HostView", perch)
+    with pytest.raises(UnavailableError):
+        await strict.started()
+
+
 def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError):
         Canary("c", watch="staring")

@@ -126,8 +126,6 @@ class Canary(Agent):
         """
         changed = await asyncio.to_thread(self._place)
         self._watch = self._watcher()
-        for path in self._files:
-            self._watch.watch(path)
         self.host.spawn(self._watch.run(), f"canary {self.name}")
         for path in changed:
             self._tell(path, "was changed or removed while nobody watched")
@@ -168,15 +166,20 @@ class Canary(Agent):
         return changed
 
     def _watcher(self) -> TouchWatch:
-        if self._how == "polling":
-            return PollingWatch(self._on_touch)
-        try:
-            return InotifyWatch(self._on_touch)
-        except UnavailableError as error:
-            if self._how == "inotify":
-                raise
-            log.warning("canary_polls", agent=self.name, reason=error.reason, detail=str(error))
-            return PollingWatch(self._on_touch)
+        """Watch all files, by inotify if that is to be had."""
+        if self._how != "polling":
+            try:
+                return self._watching(InotifyWatch(self._on_touch))
+            except UnavailableError as error:
+                if self._how == "inotify":
+                    raise
+                log.warning("canary_polls", agent=self.name, reason=error.reason, detail=str(error))
+        return self._watching(PollingWatch(self._on_touch))
+
+    def _watching(self, watch: TouchWatch) -> TouchWatch:
+        for path in self._files:
+            watch.watch(path)
+        return watch
 
     def _on_touch(self, path: Path, touch: Touch) -> None:
         if path in self._touched:
@@ -188,9 +191,11 @@ class Canary(Agent):
     async def _settle(self, path: Path) -> None:
         """Wait for what else is done to a file; then mend it, and say so."""
         await asyncio.sleep(SETTLE_S)
-        if self._touched[path] - LOOKED or isinstance(self._watch, PollingWatch):
-            await self._mend(path)
-        touches = self._touched.pop(path)
+        try:
+            if self._touched[path] - LOOKED or isinstance(self._watch, PollingWatch):
+                await self._mend(path)
+        finally:
+            touches = self._touched.pop(path)
         self.host.metrics.count("canary.touches")
         if self._bursts.is_news(path, touches, self.host.now_ns() / 1e9):
             self._tell(path, "was " + ", ".join(touch.value for touch in Touch if touch in touches))
