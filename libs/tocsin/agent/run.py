@@ -34,13 +34,15 @@ def run_agents(*classes: type[Agent]) -> None:
     async def main() -> None:
         settings = read_settings(HostSettings)
         options = role_options(settings)
+        # The first of a role in this host alone: twice would be the same again.
+        once: dict[Role, dict[str, object]] = {Role.SENTINEL: {"logs": paths_of(settings.sentinel_logs)}}
 
         def make(role: Role, name: str) -> Agent:
             if role in own:
                 return own[role](name)
             # Late, so that a host of one's own agents loads no role of ours and what it needs.
             roles = import_module("tocsin.agent.roles")
-            made: Agent = roles.make(role, name, **options.get(role, {}))
+            made: Agent = roles.make(role, name, **options.get(role, {}), **once.pop(role, {}))
             return made
 
         metrics = Metrics()
@@ -72,8 +74,7 @@ def role_options(settings: HostSettings) -> dict[Role, dict[str, object]]:
     if carried & {Role.DECEPTION, Role.CANARY}:
         listen = {"address": _address(settings.trap_address)}
         options[Role.DECEPTION] = {**listen, "credentials": settings.deception_credentials}
-        files = [Path(text.strip()) for text in settings.canary_files.split(",") if text.strip()]
-        options[Role.CANARY] = {**listen, "files": files}
+        options[Role.CANARY] = {**listen, "files": paths_of(settings.canary_files)}
     if Role.GUARDIAN in carried:
         actuator = choose(
             settings.guardian_actuator,
@@ -87,6 +88,11 @@ def role_options(settings: HostSettings) -> dict[Role, dict[str, object]]:
             "broker_url": settings.nats_url,
         }
     return options
+
+
+def paths_of(text: str) -> list[Path]:
+    """Read paths with commas between them."""
+    return [Path(one.strip()) for one in text.split(",") if one.strip()]
 
 
 def _address(name: str) -> str:

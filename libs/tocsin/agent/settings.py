@@ -41,6 +41,11 @@ class HostSettings(BusSettings):
     deception_credentials: Annotated[str, Field(pattern="^(escaped|hashed)$")] = Field(
         "escaped", description="How honeypots write down what attackers try to log in with: escaped or hashed."
     )
+    sentinel_logs: str = Field(
+        "",
+        description="Logs that this host's first sentinel follows, absolute paths with commas between them: Suricata's "
+        "eve.json, Zeek's conn.log.",
+    )
     guardian_actuator: Annotated[str, Field(pattern="^(dry-run|webhook|nftables)$")] = Field(
         "dry-run",
         description="What carries out the guardians' orders: dry-run writes them down, webhook sends them to another "

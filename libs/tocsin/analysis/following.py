@@ -59,6 +59,8 @@ class Lines:
     """After these lines; None before the first file was seen."""
     behind: bool
     """Whether there is more to read now."""
+    first: bool = False
+    """Whether they are a file's first ones."""
 
 
 class Follower:
@@ -103,6 +105,7 @@ class Follower:
             return Lines((), None, behind=False)
         self._check_head()
         assert self._file is not None  # noqa: S101 - opened above
+        first = self._read_so_far() == 0
         data = self._file.read(max_bytes)
         lines = self._split(data)
         ended = not data and self._is_left_behind()
@@ -112,7 +115,7 @@ class Follower:
         position = self._position()
         if ended:
             self._leave()
-        return Lines(tuple(lines), position, behind=bool(data) or ended)
+        return Lines(tuple(lines), position, behind=bool(data) or ended, first=first and bool(data))
 
     # --- Which file ----------------------------------------------------------------------------
 

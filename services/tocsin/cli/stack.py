@@ -53,6 +53,8 @@ class StackOptions:
     """These agents, in place of a plan for ``agents`` of them."""
     host_settings: Mapping[str, str] = field(default_factory=dict)
     """Settings of every agent host, by name without prefix."""
+    services: tuple[ServiceName, ...] = tuple(MODULES)
+    """Which services run."""
     sync_always: bool = False
     """Whether the broker writes through to the disk before it acknowledges: for a state that is kept."""
 
@@ -93,7 +95,8 @@ class Stack(System):
     def start(self) -> None:
         """Start every service, the worker and the agent hosts, which enrol as soon as fleet answers."""
         self.installation.add_hosts(self.agents)
-        for service, module in MODULES.items():
+        for service in self.services:
+            module = MODULES[service]
             self.installation.certify(service, INSTANCE)
             self.supervisor.start(service.value, module, **self._service_settings(service))
         for host in sorted({agent.host for agent in self.agents}):
@@ -106,6 +109,11 @@ class Stack(System):
             UnavailableError: ``child_ended``.
         """
         self.supervisor.check()
+
+    @property
+    def services(self) -> tuple[ServiceName, ...]:
+        """The services that run."""
+        return self.options.services
 
     @property
     def what(self) -> str:

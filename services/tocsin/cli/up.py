@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable
 
 from rich.console import Console
 
@@ -33,19 +35,28 @@ async def run_up(options: StackOptions, console: Console) -> Exit:
                 await unless_stopped(stop, _start(stack, bus, console))
             except StoppedError:
                 return Exit.OK
-            while not stop.is_set():
-                _check_broker(stack)
-                for name in stack.supervisor.restart_ended():
-                    console.print(f"{name} had ended and was started again")
-                try:
-                    async with asyncio.timeout(CHECK_INTERVAL_S):
-                        await stop.wait()
-                except TimeoutError:
-                    continue
+            await keep_running(
+                stack, stop, lambda name: console.print(f"{name} had ended and was started again")
+            )
     finally:
         console.print("stopping …")
         await stack.stop()
     return Exit.OK
+
+
+async def keep_running(stack: Stack, stop: asyncio.Event, tell: Callable[[str], None]) -> None:
+    """Start again what ends, until ``stop``.
+
+    Raises:
+        UnavailableError: ``broker_ended`` or ``restart_loop``.
+    """
+    while not stop.is_set():
+        _check_broker(stack)
+        for name in stack.supervisor.restart_ended():
+            tell(name)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CHECK_INTERVAL_S):
+                await stop.wait()
 
 
 def _check_broker(stack: Stack) -> None:
