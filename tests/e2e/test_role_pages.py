@@ -75,7 +75,15 @@ class Page:
         if command == "up":
             self.sees("Ctrl-C ends it")
         else:
-            time.sleep(2)  # a person, too, lets the second terminal come up before the third
+            self._wait_until_it_listens(said)
+
+    def _wait_until_it_listens(self, said: Path) -> None:
+        """Send what changes nothing until the terminal shows it; a person looks at the screen instead."""
+        probe = f'{PROGRAM} alert send --severity info --summary "is this thing on"'
+        deadline = time.monotonic() + 60
+        while "is this thing on" not in said.read_text(errors="replace"):
+            assert time.monotonic() < deadline, said.read_text()
+            subprocess.run(["bash", "-c", self._here(probe)], env=self._env(), capture_output=True, check=True)
 
     def _here(self, block: str) -> str:
         return block.strip().replace(PROGRAM, f"{sys.executable} -m tocsin.cli")
@@ -141,8 +149,8 @@ def test_a_deception_agent_alone_raises_the_alarm(home: Path) -> None:
         deception.sees(r"deception-01.*scans 127\.0\.0\.1")
         said = deception.next()
         assert said.count("530 Login incorrect.") == 3
-        deception.next()
         deception.sees(r"deception-01.*guesses passwords at 127\.0\.0\.1")
+        deception.next()
         log = deception.state("deception-01.credentials.jsonl")
         tried = [json.loads(line) for line in log.read_text().splitlines()]
         assert [one["guess"] for one in tried] == ["toor", "\\x1b[2Jsecret", "admin"]

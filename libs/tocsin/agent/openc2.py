@@ -40,7 +40,7 @@ from tocsin.contracts.response import Action, Command
 
 COMMAND_TYPE = "application/openc2-cmd+json;version=1.0"
 RESPONSE_TYPE = "application/openc2-rsp+json;version=1.0"
-"""Media types (OpenC2 over HTTPS 1.0, section 3)."""
+"""Media types, as the OASIS specification for the transfer of OpenC2 messages via HTTPS 1.0 has them."""
 MAX_BYTES = 64 * 1024
 MAX_COMMAND_ID = 36
 """LS section 3.4.2, Command-ID: `^\\S{0,36}$`; an empty one names nothing and is refused here."""
@@ -95,7 +95,7 @@ TARGETS = frozenset(
         "slpf:rule_number",
     ]
 )
-"""LS section 3.3.1.2, and the one that SLPF adds."""
+"""LS section 3.3, Target, and the one that SLPF adds."""
 FEATURES = ("versions", "profiles", "pairs", "rate_limit")
 """LS section 3.4.2, Feature."""
 PAIRS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -114,7 +114,7 @@ RESPONSES = ("none", "ack", "status", "complete")
 
 
 class Status(IntEnum):
-    """Status codes of responses (LS section 3.3.2.2)."""
+    """Status codes of responses (LS section 3.3, Status-Code)."""
 
     PROCESSING = 102
     OK = 200
@@ -202,14 +202,16 @@ def refusal(error: TocsinError) -> OpenC2Response:
 
 
 def features(asked: tuple[str, ...]) -> OpenC2Response:
-    """Answer ``query features``; without names it only says that somebody is there (LS section 4)."""
+    """Answer ``query features``, but for ``rate_limit``: there is none to state.
+
+    Without names the answer only says that somebody is there (LS, on query features).
+    """
     known: dict[str, object] = {
         "versions": ["1.0"],
         "profiles": ["slpf"],
         "pairs": {action: list(targets) for action, targets in PAIRS.items()},
-        "rate_limit": 60,
     }
-    return OpenC2Response(Status.OK, results={name: known[name] for name in asked})
+    return OpenC2Response(Status.OK, results={name: known[name] for name in asked if name in known})
 
 
 def parse_command(data: bytes) -> OpenC2Command:
