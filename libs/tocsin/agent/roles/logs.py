@@ -4,7 +4,8 @@ What is kept, in one small file that is replaced as a whole: a position, the fin
 lines of a tab-separated log. The position is not where reading ended but where the oldest short window (five minutes)
 may have begun, so that a restart reads the open windows again; what they showed before is not told again. The long
 windows (a day) begin anew: of a scan that is so slow that only a day shows it, a restart hides what came before.
-Who is killed between an alert and the writing of this file alerts again; nothing is passed over.
+Who is killed between an alert and the writing of this file alerts again; nothing is passed over. Alerts themselves are
+written down before they are sent (``alerts.jsonl``), since whoever should hear them may be away at that moment.
 
 Time is the log's own: its latest record's, plus what has gone by since that was read. A log that is read days late is
 judged as it would have been then.
@@ -17,7 +18,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ POINT_S = 10.0
 """Log time between two positions that a restart can begin at."""
 MAX_STATE_BYTES = 4 * 1024 * 1024
 MAX_HEADER_BYTES = 64 * 1024
+ALERTS_BYTES = 64 * 1024 * 1024
 
 log = get_logger(__name__)
 
@@ -52,6 +54,7 @@ class SentinelLog:
     def __init__(self, path: Path, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
         self._state = folder / f"log-{name}.json"
+        self._alerts = folder / "alerts.jsonl"
         self._source = LiveSource(path.name[:256])
         self._clock = clock
         self._parser = LineParser()
@@ -93,6 +96,19 @@ class SentinelLog:
         if self._latest_s is None:
             return []
         return self._source.look(self._latest_s + self._clock() - self._read_at_s)
+
+    def write_down(self, alerts: Iterable[str]) -> None:
+        """Append alerts, a line each, to the file that outlives whoever listens now. On the disk when it returns.
+
+        At ALERTS_BYTES the file is renamed, over the one before it.
+        """
+        with self._alerts.open("a", encoding="utf-8") as file:
+            file.writelines(f"{alert}\n" for alert in alerts)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        if size > ALERTS_BYTES:
+            self._alerts.replace(self._alerts.with_suffix(".1.jsonl"))
 
     def keep(self) -> None:
         """Write down what a restart goes on with: after the findings were told."""

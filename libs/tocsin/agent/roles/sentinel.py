@@ -121,8 +121,11 @@ class Sentinel(Agent):
                     looked_s = clock()
                 lines = followed.counts["lines"]
                 self.host.metrics.count("sentinel.lines", lines - read)
-                await self._alert(news)
-                if lines > read:
+                if news:
+                    alerts = [alert.model_dump_json(exclude_none=True) for alert in alerts_of(news)]
+                    await asyncio.to_thread(followed.write_down, alerts)
+                    await self._alert(news)
+                if lines > read or news:
                     await asyncio.to_thread(followed.keep)
                 read = lines
                 pause_s = (looked_s - begun_s) / MAX_LOOK_SHARE
