@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -17,7 +17,8 @@ from fleet_support import FleetWorld, agent_id, tokens_for
 from support import DOMAIN, World, eventually
 from unit.roles.cases import assessment, probe
 
-from tocsin.agent import AgentHost
+from tocsin.agent import Agent, AgentHost
+from tocsin.agent.actuators.webhook import WebhookActuator
 from tocsin.agent.roles import make
 from tocsin.bus import Bus, Context
 from tocsin.bus.client import Sent
@@ -29,6 +30,7 @@ from tocsin.bus.envelope import (
     make_content,
     uuid7,
 )
+from tocsin.cli.respond import Asker
 from tocsin.consensus.service import ConsensusService
 from tocsin.consensus.settings import ConsensusSettings
 from tocsin.contracts.analysis import AssessmentMade, SecurityRequest, WorkflowAccepted
@@ -111,7 +113,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene_in(world: World) -> AsyncIterator[Scene]:
+async def scene_in(world: World, made: Callable[[Role, str], Agent] = make) -> AsyncIterator[Scene]:
     """Two hosts with all eight roles, enrolled, behind a router."""
     scene = Scene(world)
     async with FleetWorld(world, [*tokens_for("h1", ONE), *tokens_for("h2", TWO)], world.folder) as fleet:
@@ -125,10 +127,10 @@ async def scene_in(world: World) -> AsyncIterator[Scene]:
         await monitor.subscribe(DELIVER_ALL, scene.on_delivered)
         scene.cli = await world.service(ServiceName.CLI)
         scene.hosts = [
-            await fleet.start_host(name, agents, make) for name, agents in (("h1", ONE), ("h2", TWO))
+            await fleet.start_host(name, agents, made) for name, agents in (("h1", ONE), ("h2", TWO))
         ]
-        # Two deception agents with six honeypots each, and a canary.
-        await eventually(lambda: len(scene.sensors) == 13)
+        # Two deception agents with seven honeypots each, and a canary.
+        await eventually(lambda: len(scene.sensors) == 15)
         await eventually(lambda: all(len(host.peers(Role.HUNTER)) == 2 for host in scene.hosts))
         yield scene
 
@@ -227,7 +229,8 @@ async def test_an_attack_on_honeypots_becomes_one_response_that_guardians_verifi
         assert verify(data, world.authority.certificate_pem).command == command
         for host in scene.hosts:
             (line,) = (host.state_dir / "actuations.jsonl").read_text().splitlines()
-            assert json.loads(line)["command"] == command.openc2()
+            named = {"command_id": orders[0].decision.hex()[:32]}
+            assert json.loads(line)["command"] == command.openc2() | named
 
 
 async def test_password_guessing_is_alerted_and_ordinary_visits_are_not(world: World) -> None:
@@ -263,3 +266,50 @@ async def test_a_canary_that_is_touched_or_whose_file_is_changed_sings(world: Wo
         token.write_text("mine now")
         await eventually(lambda: any("token file of canary canary-01" in one.summary for one in scene.alerts))
         assert {one.severity for one in scene.alerts} == {Severity.HIGH}
+
+
+async def test_an_operators_wish_is_decided_and_a_webhook_that_fails_half_way_is_undone(world: World) -> None:
+    heard: list[dict[str, object]] = []
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.partition(b"content-length: ")[2].split(b"\r\n")[0])
+        command = json.loads(await reader.readexactly(length))
+        heard.append(command)
+        # It has done it, and cannot say so; its undoing it can.
+        body = b'{"status":200}' if command["action"] == "cancel" else b"<html>oops</html>"
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(receive, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+    def made(role: Role, name: str) -> Agent:
+        options = {"actuator": WebhookActuator(url, b"k" * 32)} if name == "guardian-01" else {}
+        return make(role, name, **options)
+
+    command = Command(action=Action.DENY, address="203.0.113.9", duration_s=1)
+    async with scene_in(world, made) as scene:
+        consensus = await start_consensus(scene)
+        assert scene.cli is not None
+        answer = await Asker(scene.cli, command, "it sends spam").ask(within_s=30)
+        # The other guardian's dry run, whose second is over, is undone in its time.
+        undone = ActuationOutcome.UNDONE
+        await eventually(lambda: [one.outcome for one in scene.actuations].count(undone) == 2)
+        await consensus.stop()
+    server.close()
+    await server.wait_closed()
+    assert answer.decided
+    assert not answer.complete
+    assert {name: one.outcome for name, one in answer.actuations.items()} == {
+        "guardian-01": ActuationOutcome.FAILED,
+        "guardian-02": ActuationOutcome.WOULD_DO,
+    }
+    assert answer.actuations["guardian-01"].detail.startswith("webhook_garbage: ")
+    assert heard == [
+        command.openc2() | {"command_id": answer.decision.hex()[:32]},
+        {"action": "cancel", "target": {"command": answer.decision.hex()[:32]}},
+    ]

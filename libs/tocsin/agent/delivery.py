@@ -173,7 +173,9 @@ class Delivery:
         return self._roles.get(name)
 
     def _put(self, resident: Resident, body: Message, context: Context) -> bool:
-        resident.agent.support.note(body, sender=context.sender.name)
+        # An operator by its token, which is no agent's name.
+        by = context.sender.name if context.sender.role else context.sender.token
+        resident.agent.support.note(body, sender=by)
         work = partial(self._hand_over, resident, body, context)
         return resident.inbox.put(Job(context.kind.name, work, urgent=context.priority is Priority.CRITICAL))
 

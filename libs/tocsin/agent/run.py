@@ -12,9 +12,12 @@ import socket
 import sys
 from contextlib import AsyncExitStack
 from importlib import import_module
+from pathlib import Path
 
+from tocsin.agent.actuators import choose
 from tocsin.agent.agent import Agent
 from tocsin.agent.host import AgentHost
+from tocsin.agent.protected import parse_networks
 from tocsin.agent.settings import HostSettings
 from tocsin.bus import StoppedError, read_settings, run_guarded, serve_health, stop_on_signal, unless_stopped
 from tocsin.contracts.errors import InvalidInputError
@@ -30,14 +33,16 @@ def run_agents(*classes: type[Agent]) -> None:
 
     async def main() -> None:
         settings = read_settings(HostSettings)
-        listen = {"address": _address(settings.trap_address)}
+        options = role_options(settings)
+        # The first of a role in this host alone: twice would be the same again.
+        once: dict[Role, dict[str, object]] = {Role.SENTINEL: {"logs": paths_of(settings.sentinel_logs)}}
 
         def make(role: Role, name: str) -> Agent:
             if role in own:
                 return own[role](name)
             # Late, so that a host of one's own agents loads no role of ours and what it needs.
             roles = import_module("tocsin.agent.roles")
-            made: Agent = roles.make(role, name, **(listen if role in roles.LISTENING else {}))
+            made: Agent = roles.make(role, name, **options.get(role, {}), **once.pop(role, {}))
             return made
 
         metrics = Metrics()
@@ -55,6 +60,39 @@ def run_agents(*classes: type[Agent]) -> None:
                 log.info("host_stopping", host=settings.host_name)
 
     sys.exit(run_guarded(main))
+
+
+def role_options(settings: HostSettings) -> dict[Role, dict[str, object]]:
+    """Return what the settings say to the agents of each role that this host carries.
+
+    Raises:
+        InvalidInputError: ``bad_address``, ``bad_network``, or the actuator's.
+        UnavailableError: the actuator's.
+    """
+    carried = {agent.role for agent in settings.carried()}
+    options: dict[Role, dict[str, object]] = {}
+    if carried & {Role.DECEPTION, Role.CANARY}:
+        listen = {"address": _address(settings.trap_address)}
+        options[Role.DECEPTION] = {**listen, "credentials": settings.deception_credentials}
+        options[Role.CANARY] = {**listen, "files": paths_of(settings.canary_files)}
+    if Role.GUARDIAN in carried:
+        actuator = choose(
+            settings.guardian_actuator,
+            folder=settings.state_dir,
+            webhook_url=settings.guardian_webhook_url,
+            webhook_secret_file=settings.guardian_webhook_secret_file,
+        )
+        options[Role.GUARDIAN] = {
+            "actuator": actuator,
+            "never_block": parse_networks(settings.guardian_never_block),
+            "broker_url": settings.nats_url,
+        }
+    return options
+
+
+def paths_of(text: str) -> list[Path]:
+    """Read paths with commas between them."""
+    return [Path(one.strip()) for one in text.split(",") if one.strip()]
 
 
 def _address(name: str) -> str:

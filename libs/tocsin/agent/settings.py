@@ -33,6 +33,33 @@ class HostSettings(BusSettings):
         "127.0.0.1",
         description="Where honeypots and canaries listen: an address of this machine, or a name that leads to one.",
     )
+    canary_files: str = Field(
+        "",
+        description="Where canaries put token files, absolute paths with commas between them; {name} is the canary's "
+        "name. One more is always in the state folder.",
+    )
+    deception_credentials: Annotated[str, Field(pattern="^(escaped|hashed)$")] = Field(
+        "escaped", description="How honeypots write down what attackers try to log in with: escaped or hashed."
+    )
+    sentinel_logs: str = Field(
+        "",
+        description="Logs that this host's first sentinel follows, absolute paths with commas between them: Suricata's "
+        "eve.json, Zeek's conn.log.",
+    )
+    guardian_actuator: Annotated[str, Field(pattern="^(dry-run|webhook|nftables)$")] = Field(
+        "dry-run",
+        description="What carries out the guardians' orders: dry-run writes them down, webhook sends them to another "
+        "program, nftables fills this machine's packet filter.",
+    )
+    guardian_webhook_url: str = Field(
+        "", description="Where the webhook sends to: https, or http to a loopback address."
+    )
+    guardian_webhook_secret_file: Path | None = Field(
+        None, description="File with the key that the webhook signs with, 32 bytes or more, mode 0600."
+    )
+    guardian_never_block: str = Field(
+        "", description="Addresses and networks that guardians never act against, with commas between them."
+    )
     key_scope: Annotated[str, Field(pattern="^(host|agent)$")] = Field(
         "host", description="host: the ordinary agents share the host's key; agent: each has its own."
     )

@@ -3,8 +3,8 @@
 Pure: no I/O and no clock. The default ballot policy rests on it:
 
 * an option that commands something is supported if its address is the subject of an alert, an incident or
-  an assessment that the agent received from **another agent than the proposer**: the proposer's own word
-  is what is being voted on;
+  an assessment that the agent received from **another agent than the proposer**, or of an operator's wish: the
+  proposer's own word is what is being voted on;
 * the first such option is voted for, else the first option that does nothing, else nothing (abstain).
 
 Does not protect against agents that lie in concert with the proposer: that is what the quorum is for.
@@ -59,6 +59,8 @@ def subjects(body: Message) -> Iterator[str]:
     elif isinstance(body, ThreatAlert | Intelligence):
         if body.finding is not None:
             yield body.finding.subject
+        if isinstance(body, ThreatAlert) and body.wish is not None:
+            yield body.wish.command.address
     elif isinstance(body, Incident):
         yield body.primary.subject
         yield from (finding.subject for finding in body.related)

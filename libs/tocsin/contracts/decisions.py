@@ -82,7 +82,7 @@ class Proposal(Message):
     subject: Text
     evidence: Annotated[tuple[Text, ...], Field(max_length=32)]
     assessment: Digest
-    """SHA-256 of the assessment's body, as it was announced."""
+    """SHA-256 of the assessment's body, as it was announced; of the alert's, where an operator asked."""
     options: Annotated[tuple[Option, ...], Field(min_length=2, max_length=MAX_OPTIONS)]
     deadline_ms: Annotated[int, Field(ge=100, le=600_000)]
 

@@ -11,6 +11,8 @@ Rules that are not in the table, each with its reason code:
   severity, the bus acts on the priority. Were they to differ, either a catastrophe would travel on one channel
   without receipts, or an ordinary alert would take the path that is kept free for emergencies.
 * ``order_not_allowed``: only an admin's CRITICAL alert carries an order, since guardians act on it.
+* ``wish_not_allowed``: only an operator's alert (of a service, not of an agent) carries a wish: it counts as a
+  warning of somebody else than the proposer, which an agent could otherwise give itself.
 * ``not_itself``: a discovery describes its own sender.
 * ``content_not_allowed``: what is coordinated is what the sender's role produces (:data:`PRODUCERS`), so a
   captured canary cannot hand an admin an assessment.
@@ -43,7 +45,7 @@ from tocsin.contracts.catalogue import (
     THREAT_ALERT,
 )
 from tocsin.contracts.errors import DeniedError, InvalidInputError
-from tocsin.contracts.identifiers import NAME_PATTERN, Priority, Role, Severity, SpiffeId
+from tocsin.contracts.identifiers import NAME_PATTERN, Kind, Priority, Role, Severity, SpiffeId
 from tocsin.contracts.observations import Incident, Observations
 from tocsin.contracts.routing import Coordination, Discovery, ThreatAlert
 from tocsin.contracts.subjects import Senders
@@ -149,7 +151,7 @@ def check(
     Raises:
         InvalidInputError: ``unknown_type``, ``bad_audience``, ``severity_mismatch``, ``no_such_recipient``.
         DeniedError: ``sender_not_allowed``, ``audience_not_allowed``, ``priority_not_allowed``,
-            ``order_not_allowed``, ``not_itself``, ``content_not_allowed``, ``no_need_to_know``.
+            ``order_not_allowed``, ``wish_not_allowed``, ``not_itself``, ``content_not_allowed``, ``no_need_to_know``.
     """
     rule = POLICY.get(type_name)
     if rule is None:
@@ -214,6 +216,8 @@ def _check_alert(sender: SpiffeId, priority: Priority, alert: ThreatAlert) -> No
             f"an alert of severity {alert.severity.value} with priority {priority.token}",
             reason="severity_mismatch",
         )
+    if alert.wish is not None and sender.kind is not Kind.SERVICE:
+        raise DeniedError("only an operator's alert carries a wish", reason="wish_not_allowed")
     if alert.order is not None and (sender.role is not Role.ADMIN or priority is not Priority.CRITICAL):
         raise DeniedError("only an admin's critical alert carries an order", reason="order_not_allowed")
 

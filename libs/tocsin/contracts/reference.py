@@ -86,6 +86,7 @@ _POLICY_REASONS: tuple[tuple[str, str], ...] = (
     ("priority_not_allowed", "The priority is above the type's highest."),
     ("severity_mismatch", "An alert's severity is critical if and only if its priority is."),
     ("order_not_allowed", "Only an admin's critical alert carries an order."),
+    ("wish_not_allowed", "Only an operator's alert carries a wish."),
     ("not_itself", "A discovery describes its own sender."),
     ("content_not_allowed", "The sender's role does not produce what it hands over; see below."),
     (

@@ -48,16 +48,30 @@ class ResponseOrder(Message):
     command: Command
 
 
+class ResponseWish(Message):
+    """What an operator asks for, in an alert of theirs: admins propose it, and the agents decide."""
+
+    command: Command
+    reason: Text
+
+
 class ActuationOutcome(StrEnum):
     """What an actuator did."""
 
     WOULD_DO = "would_do"
     DONE = "done"
     REFUSED = "refused"
+    """Nothing was tried: the order does not count, or its address is protected."""
+    FAILED = "failed"
+    """The actuator failed, perhaps half-way; what became of the rest follows as UNDONE or STUCK."""
+    UNDONE = "undone"
+    """Nothing of it is in force any more: its time was over, or it had failed half-way."""
+    STUCK = "stuck"
+    """It could not be undone so far."""
 
 
 class Actuation(Message):
-    """A guardian's record of one order: event ``agent.actuation``."""
+    """A guardian's record of a step of one order: event ``agent.actuation``."""
 
     decision: Digest
     command: Command

@@ -10,7 +10,7 @@ from tocsin.contracts.analysis import Assessment
 from tocsin.contracts.base import Digest, Message, MessageId, Name, Nanoseconds, Text
 from tocsin.contracts.identifiers import Role, Severity
 from tocsin.contracts.observations import Finding, Incident, Observations
-from tocsin.contracts.response import ResponseOrder
+from tocsin.contracts.response import ResponseOrder, ResponseWish
 
 MAX_DEADLINE_S = 300.0
 """Longest deadline of an emergency, in seconds: routers look back so far when they start."""
@@ -34,6 +34,8 @@ class ThreatAlert(Message):
     summary: Text
     finding: Finding | None = None
     order: ResponseOrder | None = None
+    wish: ResponseWish | None = None
+    """An operator's: the command that an admin is to propose."""
     deadline_s: Annotated[float, Field(ge=0.05, le=MAX_DEADLINE_S)] | None = None
     """For how long an emergency is pursued before its account is closed, in seconds; None: as the router is set."""
 

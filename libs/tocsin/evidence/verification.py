@@ -45,6 +45,8 @@ class VerifiedDecision:
     option: Option
     proposal: Proposal
     proposer: str
+    proposed_ns: int
+    """By the proposer's clock, as it signed."""
     epoch: int
     epoch_digest: bytes
     round: int
@@ -184,6 +186,7 @@ class _Case:
             option=self.proposal.body.options[self.option],
             proposal=self.proposal.body,
             proposer=self.proposer.sender,
+            proposed_ns=self.proposal.envelope.content.issued_at,
             epoch=epoch.epoch.number,
             epoch_digest=epoch.digest,
             round=self.round,

@@ -29,11 +29,13 @@ class Exit(IntEnum):
     USAGE = 2, "The command line is wrong; `--help` shows what is possible."
     NOT_DECIDED = (
         3,
-        "`demo`: the agents did not decide (closed, or no quorum in time), or nobody could act on it.",
+        "`demo`, `respond`: the agents did not decide (closed, or no quorum in time), or decided otherwise, or nobody "
+        "could act on it.",
     )
     INCOMPLETE = (
         4,
-        "`demo`: decided, but a delivery that was due could not be proven or a guardian refused. `alert send --wait`: "
+        "`demo`, `respond`: decided, but a delivery that was due could not be proven, or a guardian refused, failed or "
+        "said nothing. `alert send --wait`: "
         "somebody to whom the alert was due has not confirmed it, or nobody was due.",
     )
     BAD_INPUT = (

@@ -11,7 +11,7 @@ from tocsin.bus.enrolment import HeldToken, IssuedToken
 from tocsin.contracts.decisions import MIN_PARTICIPANTS
 from tocsin.contracts.errors import InvalidInputError
 from tocsin.contracts.fleet import AgentSpec
-from tocsin.contracts.identifiers import Role
+from tocsin.contracts.identifiers import Role, SpiffeId
 
 MAX_AGENTS = 1000
 SHARES = {
@@ -68,6 +68,30 @@ def plan_agents(count: int, hosts: int) -> tuple[PlannedAgent, ...]:
         PlannedAgent(name, role, f"host-{index % hosts + 1}")
         for index, (name, role) in enumerate(zip(names, roles, strict=True))
     )
+
+
+def name_agents(specs: Sequence[str], hosts: int) -> tuple[PlannedAgent, ...]:
+    """Read ``name:role`` texts, and spread the agents over at most ``hosts`` hosts.
+
+    Raises:
+        InvalidInputError: ``bad_agent``, ``bad_identity`` or ``too_many_agents``.
+    """
+    agents: dict[str, PlannedAgent] = {}
+    for index, spec in enumerate(specs):
+        name, found, role = spec.partition(":")
+        if not found or role not in set(Role) or name in agents:
+            raise InvalidInputError(
+                f"{spec[:80]!r} is no name:role, or names an agent again",
+                reason="bad_agent",
+                advice=f"roles are {', '.join(Role)}",
+            )
+        SpiffeId.agent("any", Role(role), name)
+        agents[name] = PlannedAgent(name, Role(role), f"host-{index % min(hosts, len(specs)) + 1}")
+    if len(agents) > MAX_AGENTS:
+        raise InvalidInputError(
+            f"at most {MAX_AGENTS} agents here, not {len(agents)}", reason="too_many_agents"
+        )
+    return tuple(agents.values())
 
 
 def _shares(count: int) -> list[tuple[Role, int]]:

@@ -18,7 +18,7 @@ from tocsin.contracts.catalogue import CONSENSUS_BALLOT, CONSENSUS_DECISION, DEL
 from tocsin.contracts.decisions import Ballot, Choice, DecisionAnnounced, Proposal
 from tocsin.contracts.errors import UnavailableError
 from tocsin.contracts.observations import SensorReady
-from tocsin.contracts.response import Actuation
+from tocsin.contracts.response import Actuation, ActuationOutcome
 from tocsin.contracts.routing import Delivery, ThreatAlert
 from tocsin.contracts.workflows import AllocationMade
 
@@ -218,7 +218,8 @@ class Job:
         case = self._case_of(record.decision)
         if case is None:
             return
-        case.actuations[guardian] = record
+        if record.outcome not in {ActuationOutcome.UNDONE, ActuationOutcome.STUCK}:
+            case.actuations[guardian] = record  # what became of it later is a line of the timeline
         if case.order_issued_ns:
             case.latencies_ms["actuation_last"] = (record.at_ns - case.order_issued_ns) / NS_PER_MS
         self.note("response", f"{guardian}: {record.outcome.value.replace('_', ' ')}: {record.detail}")

@@ -14,17 +14,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
 
-import platformdirs
 import typer
 import uvloop
 from rich.console import Console
 
 from tocsin.bus import Broker, Bus, stop_on_signal
 from tocsin.bus.service import VERSION
-from tocsin.cli import authority, doctor, tail
+from tocsin.cli import authority, doctor, respond, tail, traps
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.cli.installation import Installation
+from tocsin.cli.options import DEFAULT_STATE, RemoteOption, Shell, StateOption
 from tocsin.contracts.errors import InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import ServiceName, Severity, SpiffeId
 from tocsin.contracts.revocations import RevocationReason
@@ -49,15 +49,10 @@ app.add_typer(agent_app, name="agent")
 alert_app = typer.Typer(help="Alerts, and the proof of their delivery.", no_args_is_help=True)
 app.add_typer(alert_app, name="alert")
 
-DEFAULT_STATE = Path(platformdirs.user_state_dir("tocsin"))
 DEFAULT_STACK = Path("deploy/stack")
-StateOption = Annotated[Path, typer.Option(help="State folder of `tocsin up`, or the one of `tocsin init`.")]
+DEFAULT_INGEST = DEFAULT_STATE.with_name("tocsin-ingest")
 StackOption = Annotated[
     Path, typer.Option(envvar="TOCSIN_DIR", help="Folder that `tocsin init` made, of the stack to reach.")
-]
-RemoteOption = Annotated[
-    str | None,
-    typer.Option("--remote", metavar="URL", help="Broker of a stack that runs, e.g. nats://127.0.0.1:4222."),
 ]
 AgentsOption = Annotated[int, typer.Option(help="How many agents, of all eight roles.")]
 HostsOption = Annotated[int, typer.Option(help="How many agent hosts (processes) carry them.")]
@@ -118,9 +113,20 @@ def up(
     key_scope: Annotated[
         str, typer.Option(help="host: agents share their host's key; agent: a key each.")
     ] = "host",
+    named: Annotated[
+        list[str] | None,
+        typer.Option("--agent", metavar="NAME:ROLE", help="This agent, in place of --agents; again for more."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A setting of the agent hosts, see docs/reference/settings.md."
+        ),
+    ] = None,
 ) -> None:
     """Start everything on this machine, until Ctrl-C."""
-    from tocsin.cli.stack import StackOptions
+    from tocsin.cli.fleetplan import name_agents
+    from tocsin.cli.stack import StackOptions, host_settings
     from tocsin.cli.up import run_up
 
     if key_scope not in {"host", "agent"}:
@@ -135,8 +141,35 @@ def up(
         port=port,
         key_scope=key_scope,
         sync_always=True,
+        named=name_agents(named or [], hosts),
+        host_settings=host_settings(setting or []),
     )
     raise typer.Exit(_run(run_up(options, Console())))
+
+
+@app.command()
+def ingest(
+    logs: Annotated[
+        list[Path], typer.Argument(metavar="LOG...", help="Suricata eve.json or Zeek conn.log, as it grows.")
+    ],
+    state: Annotated[
+        Path, typer.Option(help="Folder of this installation: keys, logs, and how far was read.")
+    ] = DEFAULT_INGEST,
+    port: PortOption = -1,
+    as_json: Annotated[bool, typer.Option("--json", help="Each alert as one line of JSON.")] = False,
+) -> None:
+    """Watch the log of a Suricata or Zeek with one sentinel, until Ctrl-C: alerts on standard output."""
+    from tocsin.cli.ingest import options_of, run_ingest
+
+    configure_logging("ingest", level="error")
+    options = options_of(logs, state, port=port)
+
+    def show(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    tell = Console(stderr=True, highlight=False).print
+    raise typer.Exit(_run(run_ingest(options, as_json=as_json, show=show, tell=tell)))
 
 
 @app.command()
@@ -461,6 +494,10 @@ def _show(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
+
+_shell = Shell(_bus, _run, _read, _show)
+respond.register(app, _shell)
+traps.register(app, _shell)
 
 if __name__ == "__main__":
     main()

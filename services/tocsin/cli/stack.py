@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tocsin.agent.settings import HostSettings
 from tocsin.bus import Broker, provision
-from tocsin.cli.fleetplan import plan_agents
+from tocsin.cli.fleetplan import PlannedAgent, plan_agents
 from tocsin.cli.installation import Installation
 from tocsin.cli.supervisor import Supervisor
 from tocsin.cli.system import System
-from tocsin.contracts.errors import ConflictError
+from tocsin.contracts.errors import ConflictError, InvalidInputError
 from tocsin.contracts.identifiers import ServiceName
 from tocsin.telemetry import Metrics
 
@@ -47,6 +49,12 @@ class StackOptions:
     port: int = -1
     key_scope: str = "host"
     log_level: str = "info"
+    named: tuple[PlannedAgent, ...] = ()
+    """These agents, in place of a plan for ``agents`` of them."""
+    host_settings: Mapping[str, str] = field(default_factory=dict)
+    """Settings of every agent host, by name without prefix."""
+    services: tuple[ServiceName, ...] = tuple(MODULES)
+    """Which services run."""
     sync_always: bool = False
     """Whether the broker writes through to the disk before it acknowledges: for a state that is kept."""
 
@@ -68,7 +76,7 @@ class Stack(System):
             ConflictError: the state folder is of another version, or in use.
             UnavailableError: the broker does not come up.
         """
-        agents = plan_agents(options.agents, options.hosts)
+        agents = options.named or plan_agents(options.agents, options.hosts)
         installation = Installation.make(options.state, options.domain)
         _lock(options.state)
         begun = time.monotonic()
@@ -87,7 +95,8 @@ class Stack(System):
     def start(self) -> None:
         """Start every service, the worker and the agent hosts, which enrol as soon as fleet answers."""
         self.installation.add_hosts(self.agents)
-        for service, module in MODULES.items():
+        for service in self.services:
+            module = MODULES[service]
             self.installation.certify(service, INSTANCE)
             self.supervisor.start(service.value, module, **self._service_settings(service))
         for host in sorted({agent.host for agent in self.agents}):
@@ -100,6 +109,11 @@ class Stack(System):
             UnavailableError: ``child_ended``.
         """
         self.supervisor.check()
+
+    @property
+    def services(self) -> tuple[ServiceName, ...]:
+        """The services that run."""
+        return self.options.services
 
     @property
     def what(self) -> str:
@@ -155,7 +169,33 @@ class Stack(System):
             "enrol_tokens_file": str(folder / "tokens.json"),
             "state_dir": str(folder / "state"),
             "key_scope": self.options.key_scope,
+            **self.options.host_settings,
         }
+
+
+OWN_SETTINGS = frozenset(
+    {"host_name", "host_agents", "state_dir", "enrol_tokens_file", "key_scope", "nats_url"}
+)
+"""Settings of a host that follow from the stack's own."""
+
+
+def host_settings(assignments: Sequence[str]) -> dict[str, str]:
+    """Read ``name=value`` texts.
+
+    Raises:
+        InvalidInputError: ``bad_setting``: no setting of agent hosts, or one that the stack decides.
+    """
+    settings: dict[str, str] = {}
+    for text in assignments:
+        name, found, value = text.partition("=")
+        if not found or name not in HostSettings.model_fields or name in OWN_SETTINGS:
+            raise InvalidInputError(
+                f"{text[:80]!r} is no name=value of an agent host's settings",
+                reason="bad_setting",
+                advice="docs/reference/settings.md has them, here in small letters and without TOCSIN_",
+            )
+        settings[name] = value
+    return settings
 
 
 def _lock(state: Path) -> None:

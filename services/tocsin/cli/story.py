@@ -24,6 +24,8 @@ class JobOutcome(StrEnum):
     NOT_ASSESSED = "not_assessed"
 
 
+CARRIED_OUT = frozenset({ActuationOutcome.DONE, ActuationOutcome.WOULD_DO})
+"""What guardians do that is as it was decided."""
 WEIGHT = {outcome: weight for weight, outcome in enumerate(JobOutcome)}
 
 
@@ -107,7 +109,7 @@ class Case:
         if not self.orders_response:
             return JobOutcome.BENIGN
         delivered = self.delivery is not None and self.delivery.complete
-        done = all(record.outcome is not ActuationOutcome.REFUSED for record in self.actuations.values())
+        done = all(record.outcome in CARRIED_OUT for record in self.actuations.values())
         return JobOutcome.RESPONDED if delivered and done else JobOutcome.INCOMPLETE
 
 

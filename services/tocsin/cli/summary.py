@@ -16,6 +16,9 @@ OUTCOME_WORDS = {
     ActuationOutcome.WOULD_DO: "would do it (dry run)",
     ActuationOutcome.DONE: "did it",
     ActuationOutcome.REFUSED: "refused",
+    ActuationOutcome.FAILED: "failed",
+    ActuationOutcome.UNDONE: "undid it",
+    ActuationOutcome.STUCK: "could not undo it",
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable
 
 from rich.console import Console
 
@@ -11,6 +13,7 @@ from tocsin.cli.exits import Exit
 from tocsin.cli.livefire import CANARY
 from tocsin.cli.stack import Stack, StackOptions
 from tocsin.contracts.catalogue import EVENT
+from tocsin.contracts.decisions import MIN_PARTICIPANTS
 from tocsin.contracts.errors import UnavailableError
 from tocsin.contracts.observations import SensorReady
 from tocsin.telemetry import Metrics
@@ -32,19 +35,28 @@ async def run_up(options: StackOptions, console: Console) -> Exit:
                 await unless_stopped(stop, _start(stack, bus, console))
             except StoppedError:
                 return Exit.OK
-            while not stop.is_set():
-                _check_broker(stack)
-                for name in stack.supervisor.restart_ended():
-                    console.print(f"{name} had ended and was started again")
-                try:
-                    async with asyncio.timeout(CHECK_INTERVAL_S):
-                        await stop.wait()
-                except TimeoutError:
-                    continue
+            await keep_running(
+                stack, stop, lambda name: console.print(f"{name} had ended and was started again")
+            )
     finally:
         console.print("stopping …")
         await stack.stop()
     return Exit.OK
+
+
+async def keep_running(stack: Stack, stop: asyncio.Event, tell: Callable[[str], None]) -> None:
+    """Start again what ends, until ``stop``.
+
+    Raises:
+        UnavailableError: ``broker_ended`` or ``restart_loop``.
+    """
+    while not stop.is_set():
+        _check_broker(stack)
+        for name in stack.supervisor.restart_ended():
+            tell(name)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CHECK_INTERVAL_S):
+                await stop.wait()
 
 
 def _check_broker(stack: Stack) -> None:
@@ -82,11 +94,14 @@ async def _start(stack: Stack, bus: Bus, console: Console) -> None:
     stack.start()
     await stack.wait_services(bus, progress)
     roster = await stack.wait_agents(bus, progress)
-    epoch = await stack.install_epoch(bus, roster)
+    hosts = len({agent.host for agent in stack.agents})
+    if len(stack.agents) >= MIN_PARTICIPANTS:
+        epoch = await stack.install_epoch(bus, roster)
+        quorum = f"quorum {epoch.quorum}"
+    else:
+        quorum = f"too few to decide anything: that takes {MIN_PARTICIPANTS}"
     url_file, token = stack.api_url_file, stack.installation.api_token
-    console.print(
-        f"[bold]Tocsin is up[/bold]: {epoch.participants} agents on {stack.options.hosts} hosts, quorum {epoch.quorum}"
-    )
+    console.print(f"[bold]Tocsin is up[/bold]: {len(stack.agents)} agents on {hosts} hosts, {quorum}")
     for label, value in (
         ("broker", f"{stack.broker.url}  (token in {stack.broker.token_file})"),
         (
@@ -95,7 +110,7 @@ async def _start(stack: Stack, bus: Bus, console: Console) -> None:
         ),
         ("root", str(stack.options.state / "ca" / "root.pem")),
         ("logs", str(stack.options.logs)),
-        ("traps", f"honeypots on 127.0.0.1, ports {' '.join(str(h.port) for h in honeypots)}"),
+        ("traps", f"honeypots on 127.0.0.1, ports {' '.join(str(h.port) for h in honeypots) or '-'}"),
     ):
         console.print(f"  {label:7} {value}", soft_wrap=True, highlight=False)
     console.print(

@@ -48,7 +48,7 @@ def test_every_role_can_be_made_and_says_its_role() -> None:
 
 def test_an_option_that_a_role_does_not_know_is_refused() -> None:
     make(Role.DECEPTION, "d", ports=2)
-    with pytest.raises(InvalidInputError, match="it has: address, ports"):
+    with pytest.raises(InvalidInputError, match="it has: address, credentials, ports"):
         make(Role.DECEPTION, "d", port=2)
     with pytest.raises(InvalidInputError, match="it has: none"):
         make(Role.HUNTER, "h", ports=2)

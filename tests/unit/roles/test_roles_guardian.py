@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,17 +15,21 @@ from typing import Any, cast
 
 import pytest
 from council import DENY, Council
+from support import eventually
 
 from tocsin.agent.actuators import Actuator, Carried, VerifiedOrder
 from tocsin.agent.agent import HostView
+from tocsin.agent.protected import parse_networks
 from tocsin.agent.roles import guardian as module
 from tocsin.agent.roles.guardian import Guardian, check
+from tocsin.agent.roles.ledger import NS_PER_S
 from tocsin.bus import Context
 from tocsin.contracts.base import Message
-from tocsin.contracts.errors import TocsinError, UnavailableError
+from tocsin.contracts.errors import InvariantBrokenError, TocsinError, UnavailableError
 from tocsin.contracts.identifiers import Role, Severity, SpiffeId
 from tocsin.contracts.response import Actuation, ActuationOutcome, Command, ResponseOrder
 from tocsin.contracts.routing import ThreatAlert
+from tocsin.evidence.journal import Journal
 from tocsin.evidence.verification import verify
 from tocsin.telemetry import Metrics
 
@@ -66,9 +71,12 @@ class Desk:
     metrics: Metrics = field(default_factory=Metrics)
     events: list[Actuation] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    standing: list[asyncio.Task[None]] = field(default_factory=list)
+    """The guardian's clock: it runs as long as the host."""
+    at_ns: int = 5
 
     def now_ns(self) -> int:
-        return 5
+        return self.at_ns
 
     async def certificate(self, decision_hex: str) -> bytes:
         try:
@@ -81,7 +89,8 @@ class Desk:
         self.events.append(body)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        self.tasks.append(asyncio.create_task(work, name=name))
+        tasks = self.standing if name.startswith("guardian ") else self.tasks
+        tasks.append(asyncio.create_task(work, name=name))
 
     async def settled(self) -> list[Actuation]:
         await asyncio.gather(*self.tasks)
@@ -106,6 +115,8 @@ async def guardian_at(desk: Desk, actuator: Actuator | None = None) -> AsyncIter
     await guardian.started()
     yield guardian
     await guardian.stopping()
+    await asyncio.gather(*desk.standing)
+    desk.standing.clear()
 
 
 @pytest.fixture
@@ -125,7 +136,7 @@ async def test_a_true_order_is_written_down_once_and_reported(desk: Desk, decide
     ] * 2
     (line,) = (desk.state_dir / "actuations.jsonl").read_text().splitlines()
     written = json.loads(line)
-    assert written["command"] == DENY.openc2()
+    assert written["command"] == DENY.openc2() | {"command_id": decided.decision.hex()[:32]}
     assert (written["decision"], written["guardian"]) == (decided.decision.hex(), "guardian-01")
 
 
@@ -167,13 +178,21 @@ class Slow:
     """An actuator that is not done yet."""
 
     name = "slow"
+    acts = False
+    by_address = False
 
     def __init__(self) -> None:
         self.may_end = asyncio.Event()
 
-    async def carry_out(self, order: VerifiedOrder) -> Carried:
+    async def apply(self, order: VerifiedOrder) -> Carried:
         await self.may_end.wait()
         return Carried(ActuationOutcome.WOULD_DO, order.command.address)
+
+    async def undo(self, order: VerifiedOrder) -> Carried:
+        return Carried(ActuationOutcome.DONE, order.command.address)
+
+    async def query(self) -> frozenset[str] | None:
+        return None
 
 
 async def test_an_order_is_handled_once_it_is_claimed_while_the_actuator_still_works(
@@ -183,7 +202,7 @@ async def test_an_order_is_handled_once_it_is_claimed_while_the_actuator_still_w
     async with guardian_at(desk, slow) as guardian:
         await asyncio.wait_for(guardian.on_alert(alert(decided.order()), ADMIN), 5)
         record = (desk.state_dir / "guardian-01.acted.log").read_bytes()
-        assert decided.decision in record, "who is killed now has it on record"
+        assert decided.decision.hex().encode() in record, "who is killed now has it on record"
         assert not desk.events
         slow.may_end.set()
         (done,) = await desk.settled()
@@ -222,20 +241,171 @@ async def test_nothing_but_a_critical_order_is_looked_at(desk: Desk, decided: De
     assert not desk.tasks
 
 
-class Failing:
-    name = "failing"
+class Machine:
+    """An actuator that does things, in a set, and fails where it is told to."""
 
-    async def carry_out(self, order: VerifiedOrder) -> Carried:
-        raise UnavailableError(f"no way to {order.command.address}", reason="actuator_failed")
+    name = "machine"
+    acts = True
+    by_address = False
+
+    def __init__(self, *, fails: str = "", undo_fails: int = 0) -> None:
+        self.in_force: set[str] = set()
+        self.asked: list[str] = []
+        self.fails = fails
+        self.undo_fails = undo_fails
+
+    async def apply(self, order: VerifiedOrder) -> Carried:
+        self.asked.append(f"apply {order.command.duration_s}")
+        self.in_force.add(order.command_id)
+        if self.fails:
+            raise UnavailableError("half of it is done", reason=self.fails)
+        return Carried(ActuationOutcome.DONE, "done")
+
+    async def undo(self, order: VerifiedOrder) -> Carried:
+        self.asked.append("undo")
+        if self.undo_fails:
+            self.undo_fails -= 1
+            raise UnavailableError("not now", reason="actuator_gone")
+        self.in_force.discard(order.command_id)
+        return Carried(ActuationOutcome.DONE, "undone")
+
+    async def query(self) -> frozenset[str] | None:
+        return frozenset(self.in_force)
 
 
-async def test_an_actuator_that_fails_is_reported_and_not_asked_again(desk: Desk, decided: Decided) -> None:
-    async with guardian_at(desk, Failing()) as guardian:
+def outcomes(desk: Desk) -> list[str]:
+    return [one.outcome.value for one in desk.events]
+
+
+async def test_what_an_actuator_does_half_is_undone_and_both_are_said(desk: Desk, decided: Decided) -> None:
+    machine = Machine(fails="actuator_failed")
+    async with guardian_at(desk, machine) as guardian:
+        await guardian.on_alert(alert(decided.order()), ADMIN)
+        await desk.settled()
+        await guardian.on_alert(alert(decided.order()), ADMIN)
+    assert outcomes(desk) == ["failed", "undone"]
+    assert desk.events[0].detail == "actuator_failed: half of it is done"
+    assert (machine.asked, machine.in_force) == (["apply 3600", "undo"], set())
+
+
+async def test_what_cannot_be_undone_is_said_once_and_tried_again(desk: Desk, decided: Decided) -> None:
+    machine = Machine(fails="actuator_failed", undo_fails=2)
+    async with guardian_at(desk, machine) as guardian:
+        await guardian.on_alert(alert(decided.order()), ADMIN)
+        await desk.settled()
+        assert outcomes(desk) == ["failed", "stuck"]
+        for _ in range(2):
+            desk.at_ns += 3 * NS_PER_S
+            guardian._changed.set()
+            await asyncio.sleep(0.05)
+        await eventually(lambda: len(desk.events) == 3)
+    assert outcomes(desk) == ["failed", "stuck", "undone"]
+
+
+async def test_what_can_never_be_undone_is_given_up(
+    desk: Desk, decided: Decided, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UNDO_TRIES", 1)
+    async with guardian_at(desk, Machine(fails="actuator_failed", undo_fails=99)) as guardian:
+        await guardian.on_alert(alert(decided.order()), ADMIN)
+        await desk.settled()
+        assert guardian._ledger is not None
+        assert not guardian._ledger.book.open
+    assert outcomes(desk) == ["failed", "stuck"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_when_its_time_is_over_it_is_undone(desk: Desk, decided: Decided, *, restarted: bool) -> None:
+    machine = Machine()
+    async with guardian_at(desk, machine) as guardian:
+        await guardian.on_alert(alert(decided.order()), ADMIN)
+        await desk.settled()
+        desk.at_ns += (DENY.duration_s - 1) * NS_PER_S
+        guardian._changed.set()
+        await asyncio.sleep(0.05)
+        assert outcomes(desk) == ["done"]
+        if not restarted:
+            desk.at_ns += 2 * NS_PER_S
+            guardian._changed.set()
+            await eventually(lambda: len(desk.events) == 2)
+    if restarted:
+        desk.at_ns += 2 * NS_PER_S
+        async with guardian_at(desk, machine):
+            await eventually(lambda: len(desk.events) == 2)
+    assert outcomes(desk) == ["done", "undone"]
+    assert not machine.in_force
+
+
+async def test_who_is_killed_between_claim_and_deed_does_it_when_it_is_back(
+    desk: Desk, decided: Decided
+) -> None:
+    slow = Slow()
+    async with guardian_at(desk, slow) as guardian:
+        await guardian.on_alert(alert(decided.order()), ADMIN)
+        for task in desk.tasks:
+            task.cancel()
+        await asyncio.gather(*desk.tasks, return_exceptions=True)
+    desk.tasks.clear()
+    desk.at_ns += 600 * NS_PER_S
+    machine = Machine()
+    async with guardian_at(desk, machine) as guardian:
+        await eventually(lambda: len(desk.events) == 1)
+        await guardian.on_alert(alert(decided.order()), ADMIN)
+        await desk.settled()
+    assert machine.asked == ["apply 3000"], "for what is left of its time, and once"
+    assert (desk.events[0].ballots_verified, desk.events[0].quorum) == (5, 5)
+
+
+async def test_what_the_actuator_lost_is_put_in_force_again(desk: Desk, decided: Decided) -> None:
+    machine = Machine()
+    for _ in range(3):
+        async with guardian_at(desk, machine) as guardian:
+            await guardian.on_alert(alert(decided.order()), ADMIN)
+            await desk.settled()
+            await asyncio.sleep(0.05)
+    assert machine.asked == ["apply 3600"]
+    machine.in_force.clear()
+    async with guardian_at(desk, machine):
+        await eventually(lambda: bool(machine.in_force))
+
+
+async def test_a_damaged_ledger_keeps_the_guardian_from_acting(desk: Desk) -> None:
+    log = Journal(desk.state_dir / "guardian-01.acted.log")
+    log.append([b"{}"])
+    log.close()
+    guardian = Guardian("guardian-01")
+    guardian.host = cast("HostView", desk)
+    with pytest.raises(InvariantBrokenError, match="what no guardian wrote"):
+        await guardian.started()
+
+
+async def test_decisions_of_an_earlier_version_are_not_acted_on_again(desk: Desk, decided: Decided) -> None:
+    log = Journal(desk.state_dir / "guardian-01.acted.log")
+    log.append([decided.decision])
+    log.close()
+    async with guardian_at(desk) as guardian:
+        await guardian.on_alert(alert(decided.order()), ADMIN)
+    assert not desk.tasks
+
+
+async def test_an_old_decision_is_refused(desk: Desk, decided: Decided) -> None:
+    desk.at_ns = time.time_ns() + 10 * 86_400 * NS_PER_S
+    async with guardian_at(desk, Machine()) as guardian:
         await guardian.on_alert(alert(decided.order()), ADMIN)
         (refused,) = await desk.settled()
-        await guardian.on_alert(alert(decided.order()), ADMIN)
-    assert (refused.actuator, refused.detail.split(":")[0]) == ("failing", "actuator_failed")
-    assert len(desk.events) == 1
+    assert refused.detail.startswith("decision_expired: ")
+
+
+async def test_a_protected_address_is_refused_by_what_acts(desk: Desk, decided: Decided) -> None:
+    machine = Machine()
+    guardian = Guardian("guardian-01", actuator=machine, never_block=parse_networks(DENY.address))
+    guardian.host = cast("HostView", desk)
+    await guardian.started()
+    await guardian.on_alert(alert(decided.order()), ADMIN)
+    (refused,) = await desk.settled()
+    await guardian.stopping()
+    assert refused.detail.startswith("protected_address: ")
+    assert (refused.outcome, machine.asked) == (ActuationOutcome.REFUSED, [])
 
 
 def reason_of(order: ResponseOrder, data: bytes, root_pem: bytes) -> str:

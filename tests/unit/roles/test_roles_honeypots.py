@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from tocsin.agent.roles.canary import TOUCHED, Silence, finding_of
+from tocsin.agent.roles.credentials import fingerprint
 from tocsin.agent.roles.dialogues import (
     DIALOGUES,
     MAX_LOGINS,
@@ -20,11 +21,12 @@ from tocsin.agent.roles.dialogues import (
     Http,
     Login,
     Mysql,
+    Redis,
     Smtp,
     Ssh,
     Telnet,
 )
-from tocsin.agent.roles.honeypot import MAX_BYTES, Ending, Honeypot, Visit, fingerprint, flow_of
+from tocsin.agent.roles.honeypot import MAX_BYTES, Ending, Honeypot, Visit, flow_of
 from tocsin.analysis.detection import Detection
 from tocsin.contracts.errors import UnavailableError
 from tocsin.contracts.observations import FindingKind, Flow, FlowState, Observations
@@ -51,6 +53,8 @@ def mysql_login(user: bytes, scramble: bytes) -> bytes:
         (Smtp(), b"AUTH PLAIN no-base64\r\n", Login(b"", b"")),
         (Http(), b"GET / HTTP/1.1\r\nAuthorization: Basic cm9vdDp0b29y\r\n\r\n", Login(b"root", b"toor")),
         (Mysql(), mysql_login(b"root", b"s" * 20), Login(b"root", b"s" * 20)),
+        (Redis(), b"*2\r\n$4\r\nAUTH\r\n$4\r\nt\r\nr\r\n", Login(b"default", b"t\r\nr")),
+        (Redis(), b"PING\r\nauth root toor\r\n", Login(b"root", b"toor")),
     ],
 )
 def test_a_login_is_recognised_and_refused(dialogue: Dialogue, said: bytes, login: Login) -> None:
@@ -62,7 +66,14 @@ def test_a_login_is_recognised_and_refused(dialogue: Dialogue, said: bytes, logi
         logins += turn.logins
         reply += turn.reply
     assert logins == [login]
-    refusals = (b"530 Login incorrect", b"Login incorrect", b"535 ", b"401 Unauthorized", b"Access denied")
+    refusals = (
+        b"530 Login incorrect",
+        b"Login incorrect",
+        b"535 ",
+        b"401 Unauthorized",
+        b"Access denied",
+        b"-WRONGPASS ",
+    )
     assert any(refusal in reply for refusal in refusals)
 
 
@@ -127,7 +138,7 @@ def test_a_touch_of_a_canary_is_a_finding_that_can_be_scored() -> None:
 
 
 class Pots:
-    """The six honeypots, and the flows of who came."""
+    """The seven honeypots, and the flows of who came."""
 
     def __init__(self, **limits: float) -> None:
         self.visits: list[Visit] = []
@@ -181,7 +192,7 @@ async def test_a_port_scan_over_honeypots_is_found(pots: Pots) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.close()
         await writer.wait_closed()
-    await pots.seen(6)
+    await pots.seen(7)
     assert {flow.state for flow in pots.flows} == {FlowState.UNANSWERED}
     detection = Detection("s")
     detection.feed(Observations(source="s", sequence=0, flows=pots.flows))
@@ -234,7 +245,7 @@ def test_who_is_gone_before_being_asked_is_still_named() -> None:
         for port in pots.ports.values():
             with socket.create_connection(("127.0.0.1", port)) as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        await pots.seen(6)
+        await pots.seen(7)
         await pots.close()
         return pots.visits
 

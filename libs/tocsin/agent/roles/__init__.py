@@ -24,8 +24,6 @@ _CLASSES = {
     Role.CANARY: ("canary", "Canary"),
     Role.SPECIALIST: ("specialist", "Specialist"),
 }
-LISTENING = frozenset({Role.DECEPTION, Role.CANARY})
-"""Roles that open ports, and take the ``address`` to open them at."""
 
 
 def make(role: Role, name: str, **options: object) -> Agent:

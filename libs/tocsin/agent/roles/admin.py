@@ -1,9 +1,13 @@
-"""The admin: from assessments to decisions, and from decisions to orders.
+"""The admin: from assessments and operators' wishes to decisions, and from decisions to orders.
 
 An assessment that recommends a command becomes a proposal to all agents: do it, or observe. There is one
 proposal for an incident and a command, ever; and none for a command that is being decided, or that was
 decided and still lasts. When the agents have decided for a command, the admin sends the order with the
 certificate's digest to everyone; the certificate, and not the admin, is what guardians believe.
+
+An operator's wish (an alert with ``wish``, which only services may send) becomes a proposal in the same way. All admins
+hear it; the one that owns it (rendezvous on its id) proposes at once, the next if no proposal has come after
+TAKE_OVER_S, and so on: a dead admin delays a wish and does not lose it.
 
 Does not survive a restart: a decision whose proposer is gone is not ordered by another admin (the certificate
 remains, and can be ordered by hand).
@@ -11,10 +15,13 @@ remains, and can be ordered by hand).
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from tocsin.agent.agent import Agent, InstalledEpoch
+from tocsin.agent.agent import Agent, BallotChoice, InstalledEpoch, rendezvous
 from tocsin.agent.roles.memory import Memory
 from tocsin.agent.roles.patience import patiently
 from tocsin.bus import Context, Sent
@@ -23,16 +30,17 @@ from tocsin.contracts.analysis import Assessment
 from tocsin.contracts.catalogue import CONSENSUS_PROPOSAL, THREAT_ALERT
 from tocsin.contracts.decisions import DecisionAnnounced, Option, Outcome, Proposal
 from tocsin.contracts.errors import DeniedError, TocsinError, UnavailableError
-from tocsin.contracts.identifiers import Priority, Role, Severity
+from tocsin.contracts.identifiers import Kind, Priority, Role, Severity
 from tocsin.contracts.observations import Incident, Observations
-from tocsin.contracts.response import Command, ResponseOrder
+from tocsin.contracts.response import Command, ResponseOrder, ResponseWish
 from tocsin.contracts.routing import ThreatAlert
+from tocsin.evidence.choices import MAX_ROUNDS
 from tocsin.telemetry import get_logger
 
 DEADLINE_MS = 10_000
 """Of one round of the decision."""
-MAX_ROUNDS = 10
-"""Rounds after which a decision is closed (consensus.md)."""
+TAKE_OVER_S = 2.0
+"""How long the next admin waits for the proposal of the one before it."""
 EPOCH_WITHIN_S = 10.0
 SEND_WITHIN_S = 30.0
 MAX_PROPOSALS = 1024
@@ -48,7 +56,19 @@ class Proposed:
     """A proposal of ours that was sent."""
 
     command: Command
-    incident: bytes
+    case: bytes
+    """The incident, or the alert with the operator's wish."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asked for a response."""
+
+    by: str
+    alert: bytes
+    """Id of the alert with the wish."""
+    digest: bytes
+    """SHA-256 of the alert's body."""
 
 
 def proposal_of(
@@ -62,20 +82,63 @@ def proposal_of(
         epoch: Leaf hash of the epoch record.
         deadline_ms: Of a round.
     """
-    action = command.action.value
-    text = f"{action} {command.address} for {command.duration_s // 60} min"
     return Proposal(
         epoch=epoch,
         workflow=assessment.workflow,
-        subject=text,
+        subject=text_of(command),
         evidence=assessment.evidence,
         assessment=hashlib.sha256(encode_body(assessment)).digest(),
-        options=(
-            Option(name=action, command=command, text=text),
-            Option(name="observe", command=None, text=f"do nothing about {command.address}, and watch it"),
-        ),
+        options=options_of(command),
         deadline_ms=deadline_ms,
     )
+
+
+def proposal_on_wish(
+    wish: ResponseWish, asked: Asked, epoch: bytes, *, deadline_ms: int = DEADLINE_MS
+) -> Proposal:
+    """Return the proposal that an operator asked for; its workflow is the id of the operator's alert.
+
+    Args:
+        wish: What is asked for.
+        asked: Who asked, and by which alert.
+        epoch: Leaf hash of the epoch record.
+        deadline_ms: Of a round.
+    """
+    return Proposal(
+        epoch=epoch,
+        workflow=asked.alert,
+        subject=text_of(wish.command),
+        evidence=(f"asked for by {asked.by}: {wish.reason}"[:512],),
+        assessment=asked.digest,
+        options=options_of(wish.command),
+        deadline_ms=deadline_ms,
+    )
+
+
+def text_of(command: Command) -> str:
+    """Return a command in words."""
+    seconds = command.duration_s
+    lasts = f"{seconds // 60} min" if seconds % 60 == 0 else f"{seconds} s"
+    return f"{command.action.value} {command.address} for {lasts}"
+
+
+def options_of(command: Command) -> tuple[Option, Option]:
+    """Return what is voted on: option 0 carries the command out, option 1 does nothing."""
+    return (
+        Option(name=command.action.value, command=command, text=text_of(command)),
+        Option(name="observe", command=None, text=f"do nothing about {command.address}, and watch it"),
+    )
+
+
+def turn_of(name: str, wish: bytes, admins: Sequence[str]) -> int:
+    """Return how many admins come before this one for a wish; all who know the same names agree."""
+    left = list(admins)
+    for turn in range(len(left)):
+        first = rendezvous(wish, left)
+        if first == name:
+            return turn
+        left.remove(first)
+    return len(admins)
 
 
 class Docket:
@@ -124,6 +187,8 @@ class Admin(Agent):
         self._sent: Memory[bytes, Proposed] = Memory(MAX_PROPOSALS)
         self._early: Memory[bytes, DecisionAnnounced] = Memory(MAX_PROPOSALS)
         """Outcomes of others' proposals, and of ours that were decided before we knew their id."""
+        self._proposed: Memory[bytes, None] = Memory(MAX_PROPOSALS)
+        """Workflows and wishes that somebody has proposed on."""
 
     async def on_task(self, content: Observations | Incident | Assessment, context: Context) -> None:
         """Propose what an analyst's assessment recommends."""
@@ -136,13 +201,24 @@ class Admin(Agent):
         if command is None:
             log.info("nothing_recommended", verdict=content.verdict.value, **about)
             return
-        why_not = self._docket.open(
-            content.incident, command, now_ns=self.host.now_ns(), deadline_ms=self._deadline_ms
-        )
-        if why_not is not None:
-            log.info("not_proposed", reason=why_not, **about)
+        if self._enter(content.incident, command, about):
+            make = partial(proposal_of, content, command, deadline_ms=self._deadline_ms)
+            self.host.spawn(self._propose(content.incident, command, make, about), f"proposal of {self.name}")
+
+    async def on_alert(self, alert: ThreatAlert, context: Context) -> None:
+        """Propose what an operator asks for, when it is this admin's turn."""
+        if alert.wish is None:
             return
-        self.host.spawn(self._propose(content, command), f"proposal of {self.name}")
+        if context.sender.kind is not Kind.SERVICE:
+            raise DeniedError(f"{context.sender} asks for nothing", reason="wish_not_allowed")
+        digest = hashlib.sha256(encode_body(alert)).digest()
+        asked = Asked(str(context.sender), context.content.id, digest)
+        self.host.spawn(self._grant(alert.wish, asked), f"wish to {self.name}")
+
+    async def on_proposal(self, proposal: Proposal, context: Context) -> BallotChoice | None:
+        """Note that somebody has proposed, and choose."""
+        self._proposed.keep(proposal.workflow, None)
+        return await super().on_proposal(proposal, context)
 
     async def on_decision(self, announced: DecisionAnnounced, context: Context) -> None:  # noqa: ARG002 - the hook's signature
         """Order what was decided on a proposal of ours."""
@@ -152,24 +228,41 @@ class Admin(Agent):
             return
         self.host.spawn(self._conclude(proposed, announced), f"order of {self.name}")
 
-    async def _propose(self, assessment: Assessment, command: Command) -> None:
-        about = {"agent": self.name, "incident": assessment.incident.hex(), "subject": assessment.subject}
+    async def _grant(self, wish: ResponseWish, asked: Asked) -> None:
+        """Propose what was asked for, unless an admin before this one has by then."""
+        about = {"agent": self.name, "wish": asked.alert.hex(), "by": asked.by}
+        await asyncio.sleep(TAKE_OVER_S * turn_of(self.name, asked.alert, self.host.peers(Role.ADMIN)))
+        if asked.alert not in self._proposed and self._enter(asked.alert, wish.command, about):
+            make = partial(proposal_on_wish, wish, asked, deadline_ms=self._deadline_ms)
+            await self._propose(asked.alert, wish.command, make, about)
+
+    def _enter(self, case: bytes, command: Command, about: dict[str, str]) -> bool:
+        """Enter a proposal into the docket; False, and said, if there must be none."""
+        now_ns = self.host.now_ns()
+        why_not = self._docket.open(case, command, now_ns=now_ns, deadline_ms=self._deadline_ms)
+        if why_not is not None:
+            log.info("not_proposed", reason=why_not, **about)
+        return why_not is None
+
+    async def _propose(
+        self, case: bytes, command: Command, make: Callable[[bytes], Proposal], about: dict[str, str]
+    ) -> None:
         try:
-            sent = await self._send_proposal(assessment, command)
+            sent = await self._send_proposal(make)
         except TocsinError as error:
-            self._docket.withdraw(assessment.incident, command)
+            self._docket.withdraw(case, command)
             self.host.metrics.count("admin.proposals_lost")
             log.exception("proposal_lost", reason=error.reason, detail=str(error), **about)
             return
         self.host.metrics.count("admin.proposals")
         log.info("proposed", decision=sent.leaf.hex(), action=command.action.value, **about)
-        self._sent.keep(sent.leaf, Proposed(command, assessment.incident))
+        self._sent.keep(sent.leaf, Proposed(command, case))
         if (early := self._early.take(sent.leaf)) is not None and self._sent.take(sent.leaf) is not None:
-            await self._conclude(Proposed(command, assessment.incident), early)
+            await self._conclude(Proposed(command, case), early)
 
-    async def _send_proposal(self, assessment: Assessment, command: Command) -> Sent:
+    async def _send_proposal(self, make: Callable[[bytes], Proposal]) -> Sent:
         epoch = await self._epoch()
-        proposal = proposal_of(assessment, command, epoch.digest, deadline_ms=self._deadline_ms)
+        proposal = make(epoch.digest)
 
         async def attempt() -> Sent:
             return await self.send(CONSENSUS_PROPOSAL, proposal, audience="all", priority=Priority.HIGH)
@@ -200,7 +293,7 @@ class Admin(Agent):
 
     async def _order(self, decision: bytes, certificate: bytes, command: Command) -> None:
         order = ResponseOrder(decision=decision, certificate=certificate, command=command)
-        what = f"{command.action.value} {command.address} for {command.duration_s // 60} min"
+        what = text_of(command)
         alert = ThreatAlert(
             severity=Severity.CRITICAL,
             summary=f"Decided: {what} (decision {decision.hex()[:16]})",

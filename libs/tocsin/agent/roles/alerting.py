@@ -5,7 +5,7 @@ Pure: no I/O and no clock. CRITICAL is not a severity that a finding can have: i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tocsin.agent.roles.memory import Memory
 from tocsin.contracts.identifiers import Severity
@@ -80,3 +80,16 @@ class News:
                 self._said.keep(key, finding.score)
                 news.append(finding)
         return news
+
+    def told(self) -> list[tuple[str, str, float]]:
+        """Return what was said: kind, subject and score of each."""
+        return [(kind.value, subject, score) for (kind, subject), score in self._said.items()]
+
+    def remember(self, told: Iterable[tuple[str, str, float]]) -> None:
+        """Know what a former process has said.
+
+        Raises:
+            ValueError: no kind of finding.
+        """
+        for kind, subject, score in told:
+            self._said.keep((FindingKind(kind), subject), score)

@@ -1,7 +1,7 @@
-"""What honeypots say: the opening of six services, as far as a failed login.
+"""What honeypots say: the opening of seven services, as far as a failed login.
 
 Each dialogue is a little machine without I/O: it greets, is fed what the client sends, and answers. Nobody
-ever gets in, nothing that is sent is ever executed or kept, and any bytes are an answer or the end, never an
+ever gets in, nothing that is sent is ever executed, and any bytes are an answer or the end, never an
 error. A dialogue ends after MAX_LOGINS failed logins, MAX_LINES lines or one line that is too long.
 
 What gives them away: SSH stops before its key exchange (so that a guess is seen as a connection, not as a
@@ -266,6 +266,81 @@ class Mysql:
         return Turn(_mysql_packet(2, denied), (Login(user, scramble),), done=True)
 
 
+class Redis:
+    """Redis as far as AUTH: commands in RESP (an array of bulk strings) or in a line."""
+
+    _MAX_WORDS = 16
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._logins = 0
+        self._commands = 0
+
+    def greet(self) -> bytes:
+        """Say nothing: the client begins."""
+        return b""
+
+    def feed(self, data: bytes) -> Turn:
+        """Answer each command that is complete."""
+        self._held += data
+        reply = b""
+        logins: list[Login] = []
+        while (command := self._next()) is not None:
+            turn = self._answer(command)
+            reply += turn.reply
+            logins += turn.logins
+            if turn.done:
+                return Turn(reply, tuple(logins), done=True)
+        return Turn(reply, tuple(logins), done=len(self._held) > MAX_LINE_BYTES)
+
+    def _next(self) -> list[bytes] | None:
+        """Cut the next command off; None if it is not complete, an empty one if it is no command."""
+        line, end, rest = self._held.partition(b"\n")
+        if not end:
+            return None
+        line = line.rstrip(b"\r")
+        if line.startswith(b"*"):
+            return self._array(_number(line[1:], self._MAX_WORDS), rest)
+        self._held = rest
+        return line.split()[: self._MAX_WORDS]
+
+    def _array(self, count: int | None, rest: bytes) -> list[bytes] | None:
+        words: list[bytes] = []
+        for _ in range(count or 0):
+            head, end, after = rest.partition(b"\n")
+            length = _number(head.rstrip(b"\r")[1:], MAX_LINE_BYTES) if head.startswith(b"$") else None
+            if not end or (length is not None and len(after) < length + 2):
+                return None
+            if length is None:
+                words = []
+                break
+            words.append(after[:length])
+            rest = after[length + 2 :]
+        self._held = rest
+        return words
+
+    def _answer(self, words: list[bytes]) -> Turn:
+        self._commands += 1
+        last = self._commands >= MAX_LINES
+        match [words[0].upper() if words else b"", *words[1:]]:
+            case [b"AUTH", *given] if 1 <= len(given) <= 2:
+                user, guess = (b"default", given[0]) if len(given) == 1 else (given[0], given[1])
+                self._logins += 1
+                refused = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
+                return Turn(refused, (Login(user, guess),), done=last or self._logins >= MAX_LOGINS)
+            case [b"QUIT", *_]:
+                return Turn(b"+OK\r\n", done=True)
+            case [b""]:
+                return Turn(b"-ERR Protocol error\r\n", done=True)
+            case _:
+                return Turn(b"-NOAUTH Authentication required.\r\n", done=last)
+
+
+def _number(text: bytes, most: int) -> int | None:
+    value = int(text) if text.isdigit() and len(text) < 6 else -1
+    return value if 0 <= value <= most else None
+
+
 def _mysql_packet(sequence: int, body: bytes) -> bytes:
     return len(body).to_bytes(3, "little") + bytes([sequence]) + body
 
@@ -284,5 +359,6 @@ DIALOGUES: tuple[tuple[str, Callable[[], Dialogue]], ...] = (
     ("smtp", Smtp),
     ("http", Http),
     ("mysql", Mysql),
+    ("redis", Redis),
 )
 """Dialogue by the name that Zeek gives the service."""

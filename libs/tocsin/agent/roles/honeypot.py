@@ -1,14 +1,14 @@
 """A honeypot: a real TCP port with a dialogue behind it, and a record of each connection.
 
-Everything is bounded: connections at a time, seconds, and bytes that are read of each. Credentials that are
-tried are never kept: :func:`fingerprint` leaves a salted hash, by which only repetition shows.
+Everything is bounded: connections at a time, of one source and of all (:class:`Admission`), seconds, and bytes that
+are read of each. Who is turned away costs one accept and one close: no task, no dialogue, no byte read.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import socket
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +22,10 @@ from tocsin.telemetry import get_logger
 
 MAX_CONNECTIONS = 64
 """At a time, of one honeypot; a further one is closed at once and recorded as rejected."""
+MAX_TOTAL = 256
+"""At a time, of all honeypots that share an admission: a quarter of the usual 1,024 file descriptors."""
+MAX_PER_SOURCE = 16
+"""At a time, of one source: a scan of seven ports and a few guesses; one source cannot take all the room."""
 MAX_SECONDS = 10.0
 """Of a connection. An SSH client waits longer; a guess does not."""
 MAX_BYTES = 4096
@@ -94,9 +98,26 @@ def flow_of(visit: Visit) -> Flow:
     )
 
 
-def fingerprint(value: bytes, salt: bytes) -> str:
-    """Return 16 hex digits of a keyed hash: equal for equal values under one salt, and nothing more."""
-    return hashlib.blake2b(value, key=salt, digest_size=8).hexdigest()
+class Admission:
+    """Who may come in: the honeypots of one agent share it."""
+
+    def __init__(self, *, max_total: int = MAX_TOTAL, max_per_source: int = MAX_PER_SOURCE) -> None:
+        self._max_total = max_total
+        self._max_per_source = max_per_source
+        self._inside: Counter[str] = Counter()
+
+    def enter(self, source: str) -> bool:
+        """Let a connection of ``source`` in, if there is room."""
+        if self._inside.total() >= self._max_total or self._inside[source] >= self._max_per_source:
+            return False
+        self._inside[source] += 1
+        return True
+
+    def leave(self, source: str) -> None:
+        """Note that a connection that was let in has ended."""
+        self._inside[source] -= 1
+        if self._inside[source] <= 0:
+            del self._inside[source]
 
 
 class Honeypot:
@@ -107,6 +128,7 @@ class Honeypot:
         dialogue: Makes a connection's dialogue.
         on_visit: Called with each connection when it has ended.
         now_s: Wall clock, seconds since the epoch.
+        admission: Shared with other honeypots; by default one of its own.
     """
 
     def __init__(
@@ -118,6 +140,7 @@ class Honeypot:
         now_s: Callable[[], float],
         max_connections: int = MAX_CONNECTIONS,
         max_seconds: float = MAX_SECONDS,
+        admission: Admission | None = None,
     ) -> None:
         self.imitates = imitates
         self.port = 0
@@ -126,9 +149,10 @@ class Honeypot:
         self._now_s = now_s
         self._max_connections = max_connections
         self._max_seconds = max_seconds
+        self._admission = admission or Admission()
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections: set[_Connection] = set()
+        self._connections: dict[_Connection, tuple[str, int]] = {}
         self._address = ""
 
     async def open(self, address: str) -> int:
@@ -159,9 +183,8 @@ class Honeypot:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for connection in self._connections:
-            connection.close()  # its task had not begun
-        self._connections.clear()
+        for connection, client in list(self._connections.items()):
+            self._forget(connection, client)  # its task had not begun
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -186,32 +209,49 @@ class Honeypot:
                 log.warning("honeypot_cannot_accept", imitates=self.imitates, error=error.strerror)
                 await asyncio.sleep(PAUSE_S)
                 continue
+            client = (peer[0], peer[1])
+            if len(self._connections) >= self._max_connections or not self._admission.enter(client[0]):
+                accepted.close()
+                self._record(client, self._now_s(), Ending.TURNED_AWAY)
+                await asyncio.sleep(0)  # those who are inside have their turn, however many knock
+                continue
             accepted.settimeout(0)
             connection = _Connection(accepted, self._dialogue())
-            full = len(self._connections) >= self._max_connections
-            self._connections.add(connection)
-            self._run(self._serve(connection, (peer[0], peer[1]), full=full))
+            self._connections[connection] = client
+            self._run(self._serve(connection, client))
 
-    async def _serve(self, connection: _Connection, client: tuple[str, int], *, full: bool) -> None:
+    async def _serve(self, connection: _Connection, client: tuple[str, int]) -> None:
         at_s, begun_s = self._now_s(), asyncio.get_running_loop().time()
-        ending = Ending.TURNED_AWAY
         try:
-            if not full:
-                ending = await connection.converse(self._max_seconds)
+            ending = await connection.converse(self._max_seconds)
         finally:
-            self._connections.discard(connection)
-            connection.close()
+            self._forget(connection, client)
+        self._record(client, at_s, ending, asyncio.get_running_loop().time() - begun_s, connection)
+
+    def _forget(self, connection: _Connection, client: tuple[str, int]) -> None:
+        self._connections.pop(connection, None)
+        self._admission.leave(client[0])
+        connection.close()
+
+    def _record(
+        self,
+        client: tuple[str, int],
+        at_s: float,
+        ending: Ending,
+        duration_s: float = 0.0,
+        connection: _Connection | None = None,
+    ) -> None:
         self._on_visit(
             Visit(
                 at_s=at_s,
                 client=client,
                 server=(self._address, self.port),
                 imitates=self.imitates,
-                duration_s=asyncio.get_running_loop().time() - begun_s,
-                received_bytes=connection.received_bytes,
-                sent_bytes=connection.sent_bytes,
+                duration_s=duration_s,
+                received_bytes=connection.received_bytes if connection else 0,
+                sent_bytes=connection.sent_bytes if connection else 0,
                 ending=ending,
-                logins=tuple(connection.logins),
+                logins=tuple(connection.logins) if connection else (),
             )
         )
 

@@ -36,6 +36,10 @@ class Memory(Generic[K, V]):
         """Return what is remembered of ``key``, and forget it."""
         return self._kept.pop(key, None)
 
+    def items(self) -> list[tuple[K, V]]:
+        """Return what is remembered, the oldest first."""
+        return list(self._kept.items())
+
     def __contains__(self, key: object) -> bool:
         return key in self._kept
 

@@ -8,15 +8,20 @@ The honeypots' windows are judged while they are open, so that an attack is aler
 every LOOK_S, and never for more than a tenth of the time. A capture's windows are judged when they close, the
 last ones with the final batch.
 
-Does not survive a restart: the windows are in memory, and a capture must then be read again from its start.
+The logs that its host's settings name (``sentinel_logs``) are followed as they grow (:mod:`tocsin.agent.roles.logs`):
+read and judged every LOOK_S at most, and gone on with after a restart. A capture and the honeypots' windows are in
+memory only: a capture must then be read again from its start.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from pathlib import Path
 
 from tocsin.agent.agent import Agent
 from tocsin.agent.roles.alerting import alerts_of
+from tocsin.agent.roles.logs import SentinelLog
 from tocsin.agent.roles.patience import patiently
 from tocsin.agent.roles.sensors import DECEPTION, HONEYPOTS
 from tocsin.agent.roles.sources import Captures, LiveSource
@@ -42,17 +47,22 @@ class Sentinel(Agent):
 
     role = Role.SENTINEL
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, logs: Sequence[Path] = ()) -> None:
         super().__init__(name)
+        self._paths = tuple(logs)
         self._captures = Captures()
         self._honeypots = LiveSource(HONEYPOTS)
+        self._unreadable: int | None = None
+        """Why a log could not be read last: said once."""
         self._reported = asyncio.Event()
         # Judging runs in a thread; the detection state is used by one at a time.
         self._judging = asyncio.Lock()
 
     async def started(self) -> None:
-        """Begin to watch the honeypots."""
+        """Begin to watch the honeypots and the logs."""
         self.host.spawn(self._watch(), f"sentinel {self.name}")
+        for path in self._paths:
+            self.host.spawn(self._follow(path), f"sentinel {self.name} {path.name}")
 
     async def on_observations(self, batch: Observations, context: Context) -> ObservationsTaken:
         """Take a batch of a capture, alert what it shows, and answer what was taken so far."""
@@ -95,6 +105,42 @@ class Sentinel(Agent):
             self.host.metrics.observe_ms("sentinel.look", look_s * 1e3)
             await self._alert(news)
             await asyncio.sleep(max(LOOK_S, look_s / MAX_LOOK_SHARE))
+
+    async def _follow(self, path: Path) -> None:
+        """Read a log as it grows, and judge its open windows; what was told is kept before more is read."""
+        clock = asyncio.get_running_loop().time
+        followed = await asyncio.to_thread(SentinelLog, path, self.host.state_dir)
+        looked_s, read = 0.0, 0
+        try:
+            while True:
+                async with self._judging:
+                    news, behind = await asyncio.to_thread(self._read, followed)
+                    begun_s = clock()
+                    if not behind or begun_s - looked_s >= LOOK_S:
+                        news += await asyncio.to_thread(followed.look)
+                    looked_s = clock()
+                lines = followed.counts["lines"]
+                self.host.metrics.count("sentinel.lines", lines - read)
+                if news:
+                    alerts = [alert.model_dump_json(exclude_none=True) for alert in alerts_of(news)]
+                    await asyncio.to_thread(followed.write_down, alerts)
+                    await self._alert(news)
+                if lines > read or news:
+                    await asyncio.to_thread(followed.keep)
+                read = lines
+                pause_s = (looked_s - begun_s) / MAX_LOOK_SHARE
+                await asyncio.sleep(pause_s if behind else max(LOOK_S, pause_s))
+        finally:
+            followed.close()
+
+    def _read(self, followed: SentinelLog) -> tuple[list[Finding], bool]:
+        try:
+            return followed.read()
+        except OSError as error:
+            if self._unreadable != error.errno:
+                log.warning("log_unreadable", agent=self.name, detail=str(error)[:200])
+            self._unreadable = error.errno
+            return [], False
 
     async def _alert(self, findings: list[Finding]) -> None:
         """Alert everyone; together, so that one signature covers them."""
