@@ -1,0 +1,76 @@
+"""A certificate's bytes, as the inventory keeps it."""
+
+from __future__ import annotations
+
+import hashlib
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
+
+from tocsin.analysis.inventory.model import MAX_TEXT, Certificate
+from tocsin.contracts.errors import InvalidInputError
+
+MAX_DER_BYTES = 64 * 1024
+
+_LATTICE = {
+    "2.16.840.1.101.3.4.3.17": "ml-dsa-44",
+    "2.16.840.1.101.3.4.3.18": "ml-dsa-65",
+    "2.16.840.1.101.3.4.3.19": "ml-dsa-87",
+}
+"""NIST's object identifiers (RFC 9881 section 2)."""
+
+
+def read_certificate(der: bytes) -> Certificate:
+    """Read a certificate; its signature is not checked: this is an inventory.
+
+    Raises:
+        InvalidInputError: ``bad_certificate``.
+    """
+    if not 0 < len(der) <= MAX_DER_BYTES:
+        raise InvalidInputError(f"a certificate of {len(der)} bytes", reason="bad_certificate")
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        kind, bits, curve = _key(certificate)
+        return Certificate(
+            id=hashlib.sha256(der).hexdigest(),
+            subject=certificate.subject.rfc4514_string()[:MAX_TEXT],
+            issuer=certificate.issuer.rfc4514_string()[:MAX_TEXT],
+            not_before_s=certificate.not_valid_before_utc.timestamp(),
+            not_after_s=certificate.not_valid_after_utc.timestamp(),
+            key_kind=kind,
+            key_bits=bits,
+            curve=curve,
+            signature=_signature(certificate),
+        )
+    except (ValueError, OverflowError, UnsupportedAlgorithm) as error:
+        raise InvalidInputError(f"no certificate: {str(error)[:120]}", reason="bad_certificate") from error
+
+
+def _key(certificate: x509.Certificate) -> tuple[str, int | None, str]:
+    oid = certificate.public_key_algorithm_oid.dotted_string
+    if oid in _LATTICE:
+        return _LATTICE[oid], None, ""
+    try:
+        key = certificate.public_key()
+    except UnsupportedAlgorithm:
+        return f"oid-{oid}"[:64], None, ""
+    if isinstance(key, rsa.RSAPublicKey):
+        return "rsa", key.key_size, ""
+    if isinstance(key, dsa.DSAPublicKey):
+        return "dsa", key.key_size, ""
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return "ecdsa", key.key_size, key.curve.name
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return "ed25519", None, "ed25519"
+    if isinstance(key, ed448.Ed448PublicKey):
+        return "ed448", None, "ed448"
+    return f"oid-{oid}"[:64], None, ""
+
+
+def _signature(certificate: x509.Certificate) -> str:
+    oid = certificate.signature_algorithm_oid
+    if oid.dotted_string in _LATTICE:
+        return _LATTICE[oid.dotted_string]
+    digest = certificate.signature_hash_algorithm
+    return f"{digest.name}-{oid.dotted_string}" if digest else f"oid-{oid.dotted_string}"[:64]
