@@ -183,6 +183,20 @@ def signature_hash(name: str) -> str:
     return {"md5": "MD5", "1": "SHA"}.get(digits, f"SHA{digits}")
 
 
+_SHOR_SIGNATURES = re.compile(r"rsa|dsa|ed25519|ed448", re.IGNORECASE)
+
+
+@lru_cache(maxsize=1024)
+def signature(name: str) -> Algorithm:
+    """Classify a certificate's signature by the name of its algorithm; the signer's key size is not in it."""
+    resistant = public_key(name)
+    if resistant.primitive is not Primitive.UNKNOWN and not resistant.shor:
+        return resistant
+    if not _SHOR_SIGNATURES.search(name):
+        return _UNKNOWN
+    return Algorithm(name, Primitive.SIGNATURE, category=0, shor=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Suite:
     """What a cipher suite's name says."""

@@ -3,8 +3,8 @@
     exposure = vulnerable sessions x max(0, x + y - z)      in session-years
 
 with x, y and z of Mosca's inequality (:mod:`tocsin.analysis.inventory.judging`): for how many years sessions
-like the recorded ones will be readable while they must still be secret. Sessions are what the log counted; a
-probe is one. The order is: level, exposure, number of reasons of that level, sessions, name. No weights.
+like the recorded ones will be readable while they must still be secret; without any encryption z is 0. Sessions
+are what the log counted; a probe is one. The order is: level, exposure, number of reasons of that level, sessions, name. No weights.
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ def _place(one: Ranked) -> tuple[int, float, int, int, str]:
 def _judge(endpoint: Endpoint, inventory: Inventory, given: Assumptions) -> Ranked:
     reasons = reasons_of(endpoint, inventory.certificates, given)
     margin = given.machine_in_years - given.secrecy_of(endpoint) - given.migration_years
-    harvested = sum(reason.sessions for reason in reasons if reason.code in {"harvest_now", "unencrypted"})
+    harvested = sum(reason.sessions for reason in reasons if reason.code == "harvest_now")
+    plain = sum(reason.sessions for reason in reasons if reason.code == "unencrypted")
     return Ranked(
         0,
         endpoint,
         max((reason.level for reason in reasons), default=Level.INFO),
-        harvested * max(0.0, -margin),
+        harvested * max(0.0, -margin) + plain * (given.machine_in_years - margin),
         margin,
         reasons,
         _broken(endpoint, inventory),

@@ -20,6 +20,24 @@ _LATTICE = {
 }
 """NIST's object identifiers (RFC 9881 section 2)."""
 
+_SIGNATURES = {
+    "1.2.840.113549.1.1.4": "md5WithRSAEncryption",
+    "1.2.840.113549.1.1.5": "sha1WithRSAEncryption",
+    "1.2.840.113549.1.1.11": "sha256WithRSAEncryption",
+    "1.2.840.113549.1.1.12": "sha384WithRSAEncryption",
+    "1.2.840.113549.1.1.13": "sha512WithRSAEncryption",
+    "1.2.840.113549.1.1.10": "rsassaPss",
+    "1.2.840.10040.4.3": "dsaWithSHA1",
+    "2.16.840.1.101.3.4.3.2": "dsaWithSHA256",
+    "1.2.840.10045.4.1": "ecdsa-with-SHA1",
+    "1.2.840.10045.4.3.2": "ecdsa-with-SHA256",
+    "1.2.840.10045.4.3.3": "ecdsa-with-SHA384",
+    "1.2.840.10045.4.3.4": "ecdsa-with-SHA512",
+    "1.3.101.112": "ED25519",
+    "1.3.101.113": "ED448",
+}
+"""Names as OpenSSL and Zeek spell them (RFC 3279, 4055, 5758, 8410)."""
+
 
 def read_certificate(der: bytes) -> Certificate:
     """Read a certificate; its signature is not checked: this is an inventory.
@@ -69,8 +87,5 @@ def _key(certificate: x509.Certificate) -> tuple[str, int | None, str]:
 
 
 def _signature(certificate: x509.Certificate) -> str:
-    oid = certificate.signature_algorithm_oid
-    if oid.dotted_string in _LATTICE:
-        return _LATTICE[oid.dotted_string]
-    digest = certificate.signature_hash_algorithm
-    return f"{digest.name}-{oid.dotted_string}" if digest else f"oid-{oid.dotted_string}"[:64]
+    oid = certificate.signature_algorithm_oid.dotted_string
+    return _SIGNATURES.get(oid) or _LATTICE.get(oid) or f"oid-{oid}"[:64]
