@@ -82,13 +82,13 @@ def parse_target(text: str) -> Target:
     bracketed = host.startswith("[") and host.endswith("]")
     bare = host[1:-1] if bracketed else host
     number = int(port) if re.fullmatch(r"[0-9]{1,5}", port) else 0
-    if _is_address(bare):
-        fits = bracketed == (":" in bare)
-    else:
-        fits = not bracketed and _NAME.fullmatch(bare) is not None
+    named = _NAME.fullmatch(bare) is not None and not bracketed
+    fits = bracketed == (":" in bare) if _is_address(bare) else named
     if not colon or not fits or not 0 < number < 65_536:
         raise InvalidInputError(
-            f"{text[:80]!r} is no endpoint", reason="bad_endpoint", advice="host:port, or [address]:port for IPv6"
+            f"{text[:80]!r} is no endpoint",
+            reason="bad_endpoint",
+            advice="host:port, or [address]:port for IPv6",
         )
     return Target(bare, number)
 

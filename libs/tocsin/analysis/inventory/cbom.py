@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, uuid5
 
-from tocsin.analysis.inventory import algorithms
+from tocsin.analysis.inventory import algorithms, suites
 from tocsin.analysis.inventory.algorithms import Algorithm, Primitive
 from tocsin.analysis.inventory.judging import exchange_of
 from tocsin.analysis.inventory.model import Certificate, Inventory, Variant
@@ -160,7 +160,7 @@ class _Writer:
         ref = f"protocol:{name}"
         if ref in self._components:
             return self._components[ref]
-        suite = algorithms.suite(variant.suite)
+        suite = suites.suite(variant.suite)
         used = [one for one in (exchange_of(variant), suite.cipher, suite.digest) if one is not None]
         needed = [self._algorithm(one) for one in used if one.primitive is not Primitive.UNKNOWN]
         refs = [one.bom_ref for one in needed]
@@ -209,7 +209,7 @@ class _Writer:
             ),
             [key],
         )
-        digest = algorithms.digest(algorithms.signature_hash(certificate.signature))
+        digest = suites.digest(algorithms.signature_hash(certificate.signature))
         signature = algorithms.signature(certificate.signature)
         signed = [self._algorithm(one) for one in (signature, digest) if one.primitive is not Primitive.UNKNOWN]
         properties = CertificateProperties(

@@ -23,9 +23,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
 
-from tocsin.analysis.inventory import algorithms
-from tocsin.analysis.inventory.algorithms import Algorithm, Suite
+from tocsin.analysis.inventory import algorithms, suites
+from tocsin.analysis.inventory.algorithms import Algorithm
 from tocsin.analysis.inventory.model import Certificate, Endpoint, Variant
+from tocsin.analysis.inventory.suites import Suite
 from tocsin.contracts.errors import InvalidInputError
 
 SECRECY_YEARS = 5.0
@@ -135,17 +136,20 @@ def _all_reasons(
             text = "nothing is encrypted: who records it reads it today"
             yield Reason("unencrypted", Level.HIGH, text, sessions=sessions)
             continue
-        suite = algorithms.suite(variant.suite)
+        suite = suites.suite(variant.suite)
         yield from _exchange_reasons(variant, suite, sessions, secrecy, given)
         if variant.version != ENVELOPE:
             yield from _protocol_reasons(variant, suite, sessions)
+    if not endpoint.certificates and any(v.version not in {PLAIN, ENVELOPE} for v, _ in endpoint.variants):
+        text = "no certificate was seen (TLS 1.3 encrypts it, or x509.log is missing): probe the endpoint"
+        yield Reason("certificate_not_seen", Level.INFO, text)
     for one in endpoint.certificates:
         yield from certificate_reasons(certificates[one], given, seen_s=endpoint.last_s)
 
 
 def exchange_of(variant: Variant) -> Algorithm | None:
     """Return what a session's keys come from; None where the log does not say."""
-    suite = algorithms.suite(variant.suite)
+    suite = suites.suite(variant.suite)
     if variant.group and suite.exchange != "RSA":
         return algorithms.group(variant.group)
     if suite.exchange == "RSA":
@@ -193,7 +197,10 @@ def _harvest(exchange: Algorithm, sessions: int, secrecy: float, given: Assumpti
             f"the machine is assumed in {years:.1f}"
         )
         return Reason("harvest_now", Level.MEDIUM, text, deadline, sessions)
-    text = f"{exchange.name}: broken by Shor's algorithm, but {secrecy:g} + {given.migration_years:g} years are before it"
+    text = (
+        f"{exchange.name}: broken by Shor's algorithm, but only after the {secrecy:g} + {given.migration_years:g} "
+        f"years of secrecy and migration"
+    )
     return Reason("harvest_now", Level.LOW, text, deadline, sessions)
 
 
@@ -237,7 +244,9 @@ def certificate_reasons(certificate: Certificate, given: Assumptions, *, seen_s:
     else:
         yield _forgery(certificate, key, whose, given)
     if key.strength is not None and key.strength < 112:
-        yield Reason("weak_key", Level.HIGH, f"{whose}: fewer than 112 bits of strength, quantum computer or not")
+        yield Reason(
+            "weak_key", Level.HIGH, f"{whose}: fewer than 112 bits of strength, quantum computer or not"
+        )
     digest = algorithms.signature_hash(certificate.signature)
     if digest in {"MD5", "SHA"} and not certificate.self_issued:
         level = Level.HIGH if digest == "MD5" else Level.MEDIUM
@@ -252,12 +261,14 @@ def certificate_reasons(certificate: Certificate, given: Assumptions, *, seen_s:
 def _forgery(certificate: Certificate, key: Algorithm, whose: str, given: Assumptions) -> Reason:
     deadline = _deadline(key)
     if certificate.not_after_s > given.machine_s:
-        text = f"{whose}: valid until {_date(certificate.not_after_s)}, can be impersonated from {given.machine_year} on"
+        ends = _date(certificate.not_after_s)
+        text = f"{whose}: valid until {ends}, can be impersonated from {given.machine_year} on"
         return Reason("forgeable", Level.MEDIUM, text, deadline)
     if given.migration_years > given.machine_in_years:
         text = f"{whose}: migration takes {given.migration_years:g} years, the machine {given.machine_in_years:.1f}"
         return Reason("forgeable", Level.MEDIUM, text, deadline)
-    text = f"{whose}: to be replaced; it ends {_date(certificate.not_after_s)}, before the machine of {given.machine_year}"
+    ends = _date(certificate.not_after_s)
+    text = f"{whose}: to be replaced; it ends {ends}, before the machine of {given.machine_year}"
     return Reason("forgeable", Level.LOW, text, deadline)
 
 

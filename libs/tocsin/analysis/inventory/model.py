@@ -1,9 +1,9 @@
 """What was seen: endpoints, what their sessions agreed upon, their certificates. Everything is bounded.
 
-    builder = InventoryBuilder()
-    builder.add_certificate(certificate, also_known_as=("F1v6sJ",))
-    builder.add_session("192.0.2.7", 443, Variant("TLSv1.3", "TLS_AES_128_GCM_SHA256", "x25519"), at_s=0.0)
-    inventory = builder.build()
+builder = InventoryBuilder()
+builder.add_certificate(certificate, also_known_as=("F1v6sJ",))
+builder.add_session("192.0.2.7", 443, Variant("TLSv1.3", "TLS_AES_128_GCM_SHA256", "x25519"), at_s=0.0)
+inventory = builder.build()
 """
 
 from __future__ import annotations

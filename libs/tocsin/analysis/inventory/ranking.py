@@ -4,14 +4,15 @@
 
 with x, y and z of Mosca's inequality (:mod:`tocsin.analysis.inventory.judging`): for how many years sessions
 like the recorded ones will be readable while they must still be secret; without any encryption z is 0. Sessions
-are what the log counted; a probe is one. The order is: level, exposure, number of reasons of that level, sessions, name. No weights.
+are what the log counted; a probe is one. The order is: level, exposure, number of reasons of that level, sessions,
+name. No weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tocsin.analysis.inventory import algorithms
+from tocsin.analysis.inventory import algorithms, suites
 from tocsin.analysis.inventory.algorithms import Algorithm
 from tocsin.analysis.inventory.judging import Assumptions, Level, Reason, exchange_of, reasons_of
 from tocsin.analysis.inventory.model import Endpoint, Inventory
@@ -70,7 +71,7 @@ def algorithms_of(endpoint: Endpoint, inventory: Inventory) -> tuple[Algorithm, 
     """Return what an endpoint's sessions and certificates use, sorted."""
     found = set()
     for variant, _ in endpoint.variants:
-        suite = algorithms.suite(variant.suite)
+        suite = suites.suite(variant.suite)
         found |= {suite.cipher, suite.digest}
         exchange = exchange_of(variant)
         if exchange is not None:

@@ -138,7 +138,9 @@ class AnswerReader:
         """
         self._taken += len(data)
         if self._taken > MAX_ANSWER_BYTES:
-            raise InvalidInputError(f"an answer of more than {MAX_ANSWER_BYTES} bytes", reason="answer_too_long")
+            raise InvalidInputError(
+                f"an answer of more than {MAX_ANSWER_BYTES} bytes", reason="answer_too_long"
+            )
         self._records += data
         while (record := self._next_record()) is not None:
             kind, fragment = record
@@ -268,7 +270,8 @@ def _read_hello(body: _Cursor) -> _Hello:
 
 
 def _read_certificates(body: _Cursor) -> tuple[bytes, ...]:
-    chain, certificates = body.vector(3), []
+    chain = body.vector(3)
+    certificates: list[bytes] = []
     while chain.left and len(certificates) < MAX_CERTIFICATES:
         certificates.append(chain.vector(3).rest())
     return tuple(certificates)

@@ -65,25 +65,27 @@ def read_certificate(der: bytes) -> Certificate:
         raise InvalidInputError(f"no certificate: {str(error)[:120]}", reason="bad_certificate") from error
 
 
-def _key(certificate: x509.Certificate) -> tuple[str, int | None, str]:
+def _key(certificate: x509.Certificate) -> tuple[str, int | None, str]:  # noqa: PLR0911 - one for each kind
     oid = certificate.public_key_algorithm_oid.dotted_string
     if oid in _LATTICE:
         return _LATTICE[oid], None, ""
     try:
         key = certificate.public_key()
     except UnsupportedAlgorithm:
-        return f"oid-{oid}"[:64], None, ""
-    if isinstance(key, rsa.RSAPublicKey):
-        return "rsa", key.key_size, ""
-    if isinstance(key, dsa.DSAPublicKey):
-        return "dsa", key.key_size, ""
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        return "ecdsa", key.key_size, key.curve.name
-    if isinstance(key, ed25519.Ed25519PublicKey):
-        return "ed25519", None, "ed25519"
-    if isinstance(key, ed448.Ed448PublicKey):
-        return "ed448", None, "ed448"
-    return f"oid-{oid}"[:64], None, ""
+        key = None
+    match key:
+        case rsa.RSAPublicKey():
+            return "rsa", key.key_size, ""
+        case dsa.DSAPublicKey():
+            return "dsa", key.key_size, ""
+        case ec.EllipticCurvePublicKey():
+            return "ecdsa", key.key_size, key.curve.name
+        case ed25519.Ed25519PublicKey():
+            return "ed25519", None, "ed25519"
+        case ed448.Ed448PublicKey():
+            return "ed448", None, "ed448"
+        case _:
+            return f"oid-{oid}"[:64], None, ""
 
 
 def _signature(certificate: x509.Certificate) -> str:
