@@ -31,13 +31,18 @@ def run_agents(*classes: type[Agent]) -> None:
     async def main() -> None:
         settings = read_settings(HostSettings)
         listen = {"address": _address(settings.trap_address)}
+        # The first specialist of a host takes the inventory: once is enough.
+        plans = iter([settings.specialist_plan])
 
         def make(role: Role, name: str) -> Agent:
             if role in own:
                 return own[role](name)
             # Late, so that a host of one's own agents loads no role of ours and what it needs.
             roles = import_module("tocsin.agent.roles")
-            made: Agent = roles.make(role, name, **(listen if role in roles.LISTENING else {}))
+            options: dict[str, object] = {**listen} if role in roles.LISTENING else {}
+            if role is Role.SPECIALIST:
+                options["plan"] = next(plans, None)
+            made: Agent = roles.make(role, name, **options)
             return made
 
         metrics = Metrics()

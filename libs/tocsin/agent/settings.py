@@ -33,6 +33,11 @@ class HostSettings(BusSettings):
         "127.0.0.1",
         description="Where honeypots and canaries listen: an address of this machine, or a name that leads to one.",
     )
+    specialist_plan: Path | None = Field(
+        None,
+        description="What this host's first specialist takes an inventory of, a JSON file: see "
+        "docs/how-to/roles/specialist.md. Without it none is taken.",
+    )
     key_scope: Annotated[str, Field(pattern="^(host|agent)$")] = Field(
         "host", description="host: the ordinary agents share the host's key; agent: each has its own."
     )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +32,7 @@ from tocsin.analysis.inventory.model import Endpoint, Inventory
 from tocsin.analysis.inventory.ranking import Ranked, rank
 from tocsin.cli.exits import Exit
 from tocsin.contracts.errors import InvalidInputError
+from tocsin.crypto.keys import replace_private
 
 if TYPE_CHECKING:  # what speaks to the network and the bus is imported when the command runs
     from tocsin.agent.roles.survey import Sources, Survey
@@ -156,7 +155,8 @@ def _run(
     if cbom is not None:
         from tocsin.analysis.inventory.cbom import write
 
-        _replace(cbom, write(taken.inventory, ranked))
+        # For its owner alone: it says where the organisation is weak.
+        replace_private(cbom.absolute(), write(taken.inventory, ranked).encode())
     if as_json:
         sys.stdout.write(json.dumps(as_document(taken, ranked, given), indent=2) + "\n")
     else:
@@ -176,21 +176,6 @@ def _require_lines(taken: Survey) -> None:
             raise InvalidInputError(
                 f"none of the {log.lines} lines of {name}.log can be read: {worst}", reason="nothing_readable"
             )
-
-
-def _replace(path: Path, content: str) -> None:
-    """Write a file whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def as_document(taken: Survey, ranked: tuple[Ranked, ...], given: Assumptions) -> dict[str, object]:
