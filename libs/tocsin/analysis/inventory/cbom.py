@@ -107,7 +107,8 @@ class _Writer:
         service = Service(
             name=endpoint.name,
             bom_ref=f"service:{endpoint.name}",
-            endpoints=[XsUri(f"tcp://{endpoint.name}")],
+            # The library escapes an IPv6 address's brackets, which makes the URI invalid; the name has it.
+            endpoints=[] if ":" in endpoint.host else [XsUri(f"tcp://{endpoint.name}")],
             description=", ".join(endpoint.names) or None,
             properties=[Property(name=f"tocsin:{name}", value=value) for name, value in sorted(said.items())],
         )
