@@ -113,10 +113,12 @@ def test_any_log_is_read_or_refused(data: bytes) -> None:
         try:
             counted = read(BytesIO(data), builder)
         except InvalidInputError as error:
-            assert error.reason == "unknown_format"
-            continue
-        assert counted.taken + counted.bad + counted.skipped == counted.lines
-        rank(builder.build(), Assumptions(now_s=1.8e9))
+            refused = error.reason
+        else:
+            refused = "unknown_format"
+            assert counted.taken + counted.bad + counted.skipped == counted.lines
+            rank(builder.build(), Assumptions(now_s=1.8e9))
+        assert refused == "unknown_format"
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
@@ -149,11 +151,10 @@ CERTIFICATE = certificate_of(rsa_key(1024)).public_bytes(Encoding.DER)
 @given(st.binary(max_size=200) | damaged((CERTIFICATE,)))
 def test_any_certificate_is_read_or_refused(der: bytes) -> None:
     try:
-        certificate = read_certificate(der)
+        said = read_certificate(der).key_kind
     except InvalidInputError as error:
-        assert error.reason == "bad_certificate"
-    else:
-        assert certificate.key_kind
+        said = error.reason
+    assert said in {"rsa", "bad_certificate"} or said.startswith("oid-")
 
 
 @given(st.text(max_size=60), st.none() | st.integers(-10, 10**7), st.text(max_size=20))
@@ -230,8 +231,7 @@ def test_what_was_told_is_no_news_and_a_high_endpoint_is_alerted_once(
 def test_any_plan_and_any_record_of_what_was_told_is_read_or_refused(data: bytes) -> None:
     for read, reason in ((parse_plan, "bad_plan"), (Told.decode, "bad_state")):
         try:
-            value = read(data)
+            value: object = read(data)
         except InvalidInputError as error:
-            assert error.reason == reason
-        else:
-            assert isinstance(value, Plan | Told)
+            value = error.reason
+        assert isinstance(value, Plan | Told) or value == reason

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from io import BytesIO
-from pathlib import Path
 
 import pytest
 from support import SHARED
@@ -127,7 +126,7 @@ def test_what_is_no_such_log_is_refused(data: bytes) -> None:
         assert refused.value.reason == "unknown_format"
 
 
-def test_the_wrong_log_of_zeek_is_bad_from_its_path_on(tmp_path: Path) -> None:
+def test_the_wrong_log_of_zeek_is_bad_from_its_path_on() -> None:
     read = read_certificates(BytesIO(TSV_SSL), InventoryBuilder())
     assert read.taken == 0
     assert read.bad_by_reason["not_a_x509_log"] == 1

@@ -91,9 +91,9 @@ class Specialist(Agent):
         taken = await survey.take(plan.sources(folder), lambda: self.host.now_ns() / 1e9)
         ranked = await asyncio.to_thread(self._rank, taken, plan, folder)
         self.host.metrics.count("specialist.inventories")
-        self.host.metrics.gauge("specialist.endpoints", len(ranked))
-        self.host.metrics.gauge("specialist.endpoints_high", sum(one.level is Level.HIGH for one in ranked))
-        self.host.metrics.gauge("specialist.endpoints_incomplete", len(taken.incomplete))
+        self.host.metrics.gauge("specialist_endpoints.all", len(ranked))
+        self.host.metrics.gauge("specialist_endpoints.high", sum(one.level is Level.HIGH for one in ranked))
+        self.host.metrics.gauge("specialist_endpoints.incomplete", len(taken.incomplete))
         log.info(
             "inventory_taken",
             agent=self.name,

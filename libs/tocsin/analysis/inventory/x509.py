@@ -38,6 +38,9 @@ _SIGNATURES = {
 }
 """Names as OpenSSL and Zeek spell them (RFC 3279, 4055, 5758, 8410)."""
 
+_REFUSALS = (ValueError, TypeError, OverflowError, UnsupportedAlgorithm, x509.InvalidVersion)
+"""What the library raises for damaged certificates; a TypeError for a name whose value has a wrong ASN.1 type."""
+
 
 def read_certificate(der: bytes) -> Certificate:
     """Read a certificate; its signature is not checked: this is an inventory.
@@ -61,7 +64,7 @@ def read_certificate(der: bytes) -> Certificate:
             curve=curve,
             signature=_signature(certificate),
         )
-    except (ValueError, OverflowError, UnsupportedAlgorithm) as error:
+    except _REFUSALS as error:
         raise InvalidInputError(f"no certificate: {str(error)[:120]}", reason="bad_certificate") from error
 
 
