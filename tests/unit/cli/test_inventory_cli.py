@@ -1,4 +1,4 @@
-"""``tocsin inventory`` as a user runs it: no broker, no system. In this process, except once: starting takes longest."""
+"""``tocsin inventory`` as a user runs it: no broker, no system. In this process, except once: a start is slow."""
 
 from __future__ import annotations
 

@@ -106,6 +106,13 @@ def test_two_runs_give_the_same_bytes_and_another_content_another_serial() -> No
     assert dated["metadata"]["timestamp"] == "2027-01-01T00:00:00+00:00"
 
 
+def test_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cbom, "MAX_ENDPOINTS", 2)
+    document = json.loads(written(inventory()))
+    assert len(document["services"]) == 2
+    assert document["properties"] == [{"name": "tocsin:left-out", "value": str(len(VARIANTS) + 1)}]
+
+
 def test_nothing_seen_is_an_empty_document() -> None:
     document = json.loads(written(InventoryBuilder().build()))
     assert document.get("components", []) == []
