@@ -149,7 +149,8 @@ def _run(
 ) -> Exit:
     from tocsin.agent.roles import survey
 
-    taken = asyncio.run(survey.take(sources, time.time, timeout_s=timeout_s))
+    # As of the day given, what is asked and declared now was seen then: so two runs give the same bytes.
+    taken = asyncio.run(survey.take(sources, lambda: given.now_s, timeout_s=timeout_s))
     _require_lines(taken)
     ranked = rank(taken.inventory, given)
     if cbom is not None:

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from cyclonedx.model.service import Service
 
 MAX_ENDPOINTS = 5_000
-"""Written: the first of the ranking. The library takes some 3 ms and 80 kB for each; beyond, ``tocsin:left-out`` counts."""
+"""Endpoints that are written, the most urgent ones: the library holds some 80 kB for each. The property
+``tocsin:left-out`` counts the others."""
 
 _TLS_TYPES = {"TLS": "tls", "SSL": "tls", "DTLS": "dtls"}
 

@@ -15,14 +15,14 @@ from tocsin.analysis.inventory.algorithms import UNKNOWN, Algorithm, Primitive
 _AES_CATEGORIES = {128: 1, 192: 3, 256: 5}
 _HASHES = {
     "MD5": (0, 0),
-    "SHA": (80, 0),
+    "SHA": (63, 0),
     "SHA256": (128, 2),
     "SHA384": (192, 4),
     "SHA512": (256, None),
     "SHA224": (112, None),
 }
-"""Strength against collisions, category. MD5 and SHA-1 are broken classically; SHA-1 counts 2^63 (Stevens et al.,
-CRYPTO 2017), which is below the 80 bits of its design."""
+"""Strength against collisions, category. MD5 and SHA-1 are broken classically; a collision of SHA-1 took 2^63.1
+(Stevens, Bursztein, Karpman, Albertini and Markov, CRYPTO 2017)."""
 
 
 @dataclass(frozen=True, slots=True)
