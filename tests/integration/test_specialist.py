@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from fleet_support import FleetWorld, tokens_for
+from processes import environment_of, process
 from support import SHARED, World, eventually
 from tls_servers import server_context, tls_server
 
@@ -180,3 +181,13 @@ async def test_a_plan_that_is_wrong_is_counted_and_a_better_one_is_followed(worl
         assert alert.summary.startswith(
             "Cryptography of tocsin-broker:4222 (rank 1 of 2): nothing is encrypted"
         )
+
+
+async def test_a_host_s_setting_gives_its_first_specialist_the_plan(world: World) -> None:
+    async with scene_at(world) as scene:
+        scene.write_plan(own=True)
+        settings = scene.fleet.host_settings("h1", SPECIALISTS, specialist_plan=scene.plan)
+        async with process("-m", "tocsin.agent", **environment_of(settings)):
+            await eventually(lambda: bool(scene.listeners["admin-01"].alerts), within_s=30)
+        (alert,) = [one for one, _ in scene.listeners["admin-01"].alerts]
+        assert "tocsin-broker:4222" in alert.summary
