@@ -35,7 +35,10 @@ def run_agents(*classes: type[Agent]) -> None:
         settings = read_settings(HostSettings)
         options = role_options(settings)
         # The first of a role in this host alone: twice would be the same again.
-        once: dict[Role, dict[str, object]] = {Role.SENTINEL: {"logs": paths_of(settings.sentinel_logs)}}
+        once: dict[Role, dict[str, object]] = {
+            Role.SENTINEL: {"logs": paths_of(settings.sentinel_logs)},
+            Role.SPECIALIST: {"plan": settings.specialist_plan},
+        }
 
         def make(role: Role, name: str) -> Agent:
             if role in own:

@@ -60,6 +60,11 @@ class HostSettings(BusSettings):
     guardian_never_block: str = Field(
         "", description="Addresses and networks that guardians never act against, with commas between them."
     )
+    specialist_plan: Path | None = Field(
+        None,
+        description="What this host's first specialist takes an inventory of, a JSON file: see "
+        "docs/how-to/roles/specialist.md. Without it none is taken.",
+    )
     key_scope: Annotated[str, Field(pattern="^(host|agent)$")] = Field(
         "host", description="host: the ordinary agents share the host's key; agent: each has its own."
     )

@@ -109,14 +109,23 @@ def _label(record: JsonObject) -> Label | None:
     return Label(label[:_LABEL_MAX], text(record.get("detailedlabel"))[:_LABEL_MAX])
 
 
+CONN_NUMBERS = frozenset(
+    {"ts", "duration", "id.orig_p", "id.resp_p", "id_orig_p", "id_resp_p", "orig_bytes", "resp_bytes"}
+)
+"""Columns of conn.log that are read as numbers."""
+
+
 class TsvParser:
-    """Parses the lines of one tab-separated log; remembers its headers, and nothing else."""
+    """Parses the lines of one tab-separated log; remembers its headers, and nothing else.
 
-    _NUMBERS = frozenset(
-        {"ts", "duration", "id.orig_p", "id.resp_p", "id_orig_p", "id_resp_p", "orig_bytes", "resp_bytes"}
-    )
+    Args:
+        path: Name of the log, as its ``#path`` header says it.
+        numbers: Columns that are read as numbers; all others are text.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, path: str = "conn", numbers: frozenset[str] = CONN_NUMBERS) -> None:
+        self._path = path
+        self._numbers = numbers
         self._separator = "\t"
         self._unset = "-"
         self._empty = "(empty)"
@@ -124,6 +133,10 @@ class TsvParser:
 
     def parse(self, data: bytes) -> Parsed:
         """Parse one line; headers raise :class:`SkippedLineError` or, where repeated, count as bad."""
+        return _parsed(self.record(data))
+
+    def record(self, data: bytes) -> JsonObject:
+        """Return a line's values by column, unset ones None; headers as in :meth:`parse`."""
         try:
             line = data.decode("utf-8")
         except UnicodeDecodeError:
@@ -138,9 +151,7 @@ class TsvParser:
         values = line.split(self._separator)
         if len(values) != len(self._fields):
             raise BadLineError("column_count")
-        return _parsed(
-            {name: self._value(name, value) for name, value in zip(self._fields, values, strict=True)}
-        )
+        return {name: self._value(name, value) for name, value in zip(self._fields, values, strict=True)}
 
     def _header(self, line: str) -> None:
         if line.startswith("#separator "):
@@ -151,8 +162,8 @@ class TsvParser:
             self._unset = values[0]
         elif name == "#empty_field" and values:
             self._empty = values[0]
-        elif name == "#path" and values and values[0] != "conn":
-            raise BadLineError("not_a_conn_log")
+        elif name == "#path" and values and values[0] != self._path:
+            raise BadLineError(f"not_a_{self._path}_log")
         elif name == "#fields":
             self._name_columns(tuple(values))
 
@@ -169,7 +180,7 @@ class TsvParser:
             return None
         if value == self._empty:
             return ""
-        if name not in self._NUMBERS:
+        if name not in self._numbers:
             return value
         try:
             # int() first: a byte count above 2**53 would lose digits as a float.

@@ -9,6 +9,7 @@ from pydantic import Field
 from tocsin.contracts.analysis import Assessment
 from tocsin.contracts.base import Digest, Message, MessageId, Name, Nanoseconds, Text
 from tocsin.contracts.identifiers import Role, Severity
+from tocsin.contracts.inventory import MAX_EXPOSURES, CryptoExposure
 from tocsin.contracts.observations import Finding, Incident, Observations
 from tocsin.contracts.response import ResponseOrder, ResponseWish
 
@@ -51,6 +52,8 @@ class Intelligence(Message):
 
     summary: Text
     finding: Finding | None = None
+    exposures: Annotated[tuple[CryptoExposure, ...], Field(max_length=MAX_EXPOSURES)] = ()
+    """Of a specialist: endpoints, worst first."""
 
 
 class SealedBody(Message):

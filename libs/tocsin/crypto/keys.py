@@ -143,6 +143,12 @@ def write_public(path: Path, content: bytes) -> None:
         fresh.replace(path)
 
 
+def replace_private(path: Path, content: bytes) -> None:
+    """Write ``content`` for its owner alone to read, replacing what was there in one step."""
+    with _fresh_private_file(path, content) as fresh:
+        fresh.replace(path)
+
+
 @contextmanager
 def _fresh_private_file(path: Path, content: bytes) -> Iterator[Path]:
     """Write ``content``, synced, to a new 0600 file beside ``path``; remove it if it was not renamed."""

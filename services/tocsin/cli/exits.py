@@ -36,7 +36,8 @@ class Exit(IntEnum):
         4,
         "`demo`, `respond`: decided, but a delivery that was due could not be proven, or a guardian refused, failed or "
         "said nothing. `alert send --wait`: "
-        "somebody to whom the alert was due has not confirmed it, or nobody was due.",
+        "somebody to whom the alert was due has not confirmed it, or nobody was due. `inventory`: an endpoint that was "
+        "to be probed did not show its key exchange or its certificate; the rest was taken.",
     )
     BAD_INPUT = (
         65,

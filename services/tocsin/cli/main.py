@@ -24,6 +24,7 @@ from tocsin.cli import authority, doctor, respond, tail, traps
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.cli.installation import Installation
+from tocsin.cli.inventory import inventory_command
 from tocsin.cli.options import DEFAULT_STATE, RemoteOption, Shell, StateOption
 from tocsin.contracts.errors import InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import ServiceName, Severity, SpiffeId
@@ -48,6 +49,7 @@ agent_app = typer.Typer(help="Agents of one's own.", no_args_is_help=True)
 app.add_typer(agent_app, name="agent")
 alert_app = typer.Typer(help="Alerts, and the proof of their delivery.", no_args_is_help=True)
 app.add_typer(alert_app, name="alert")
+app.command("inventory")(inventory_command)
 
 DEFAULT_STACK = Path("deploy/stack")
 DEFAULT_INGEST = DEFAULT_STATE.with_name("tocsin-ingest")
