@@ -16,6 +16,7 @@ Does not protect against an agent that harms its process: agents of one host sha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -37,12 +38,13 @@ from tocsin.agent.membership import Membership
 from tocsin.agent.peers import Peers
 from tocsin.agent.receipts import ReceiptSender
 from tocsin.agent.settings import HostSettings
-from tocsin.bus import Bus, Sent
+from tocsin.bus import Bus, Context, Sent
 from tocsin.bus.consumer import Consumer
 from tocsin.bus.credentials import read
 from tocsin.bus.enrolment import HeldToken, check_root, read_tokens
 from tocsin.bus.folder import claim_folder
 from tocsin.bus.sealing import SealingKeys
+from tocsin.bus.service import VERSION
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
     ALERT_BACKUP,
@@ -55,6 +57,7 @@ from tocsin.contracts.catalogue import (
     EVENT,
     HEARTBEAT,
     HEARTBEAT_TYPE,
+    HOST_PING,
     OBSERVE,
     ROUTE,
     THREAT_ALERT,
@@ -62,6 +65,7 @@ from tocsin.contracts.catalogue import (
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.fleet import Heartbeat
 from tocsin.contracts.identifiers import AgentName, Priority, Role, SpiffeId
+from tocsin.contracts.operations import PingRequest, Pong
 from tocsin.contracts.routing import Discovery
 from tocsin.contracts.subjects import MessageType, Request
 from tocsin.crypto import TrustStore, select_backend
@@ -116,6 +120,7 @@ class AgentHost:
         self._working: set[asyncio.Task[None]] = set()
         self._consumers: tuple[Consumer, ...] = ()
         self._root_pem = b""
+        self._beat_now = asyncio.Event()
         self._open = AsyncExitStack()
 
     # --- Life ---------------------------------------------------------------------------------
@@ -179,6 +184,8 @@ class AgentHost:
         for resident in self._residents.values():
             self._working.add(self._bus.spawn(resident.inbox.run(), f"agent {resident.agent.name}"))
         self._bus.spawn(self._receipts.run(), "receipts")
+        await self._bus.serve(HOST_PING, self._pong, concurrency=2, at={"host": self.settings.host_name})
+        self._bus.connection.on_reconnect(self._beat_now.set)
         self._bus.spawn(self._beat(), "heartbeat")
         self._bus.spawn(self._membership.renew(self._bus), "renewal")
         await self._introduce()
@@ -288,7 +295,19 @@ class AgentHost:
             self.metrics.gauge("agents_stuck", len(self._residents) - len(living))
             if living:
                 await self._beat_once(living)
-            await asyncio.sleep(self.settings.heartbeat_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.heartbeat_s):
+                    await self._beat_now.wait()
+            self._beat_now.clear()
+
+    async def _pong(self, _: PingRequest, __: Context) -> Pong:
+        """Say that this process lives."""
+        return Pong(
+            process=self._bus.id.token,
+            version=VERSION,
+            signature_backend=self._bus.backend.name,
+            name=self.settings.host_name,
+        )
 
     async def _beat_once(self, living: list[str]) -> None:
         inboxes = [resident.inbox for resident in self._residents.values()]

@@ -453,6 +453,7 @@ class Bus:
         *,
         timeout_s: float,
         sender: SpiffeId | None = None,
+        patient: bool = True,
         at: Tokens = NO_TOKENS,
     ) -> R:
         """Ask a service and return its answer.
@@ -461,7 +462,8 @@ class Bus:
 
         Raises:
             TocsinError: of the family that the service raised.
-            UnavailableError: ``no_answer`` within ``timeout_s``.
+            UnavailableError: ``no_answer`` within ``timeout_s``; ``no_responders``, at once, unless ``patient``: the
+                broker knows of nobody who listens there.
         """
         if self._replies is None:
             raise UnavailableError("the bus is not open", reason="not_open")
@@ -475,7 +477,12 @@ class Bus:
 
         begun = time.perf_counter()
         answer = await self._replies.ask(
-            cast("Request[Message, Message]", request), subject, make, sender or self.id, timeout_s=timeout_s
+            cast("Request[Message, Message]", request),
+            subject,
+            make,
+            sender or self.id,
+            timeout_s=timeout_s,
+            patient=patient,
         )
         self.metrics.observe_ms(f"request.{request.verb}", (time.perf_counter() - begun) * 1e3)
         return cast("R", answer)

@@ -76,7 +76,7 @@ class Arrival:
         me: str,
         correlation: bytes,
         *,
-        agent: str | None = None,
+        server: str | None = None,
     ) -> Arrival:
         """Describe an arrival on a reply inbox: only answers to this very request are admissible.
 
@@ -85,7 +85,7 @@ class Arrival:
             request: what was asked; who may answer it may refuse it too, and nobody else.
             me: token of the asker.
             correlation: id of the request.
-            agent: the agent that was asked, where the request goes to one.
+            server: name of the agent or host that was asked, where the request goes to one.
         """
         refusal = replace(ERROR_REPLY, senders=request.reply_type.senders)
         types = {t.name: t for t in (request.reply_type, refusal)}
@@ -94,7 +94,7 @@ class Arrival:
             types,
             max(t.max_bytes for t in types.values()),
             audience=f"reply.{me}",
-            sender_name=agent,
+            sender_name=server,
             correlation=correlation,
         )
 

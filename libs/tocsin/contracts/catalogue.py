@@ -13,6 +13,7 @@ from tocsin.contracts import (
     analysis,
     decisions,
     fleet,
+    health,
     observations,
     operations,
     quantum,
@@ -353,6 +354,9 @@ EVENT_SENSOR = _event(
     senders(Role.DECEPTION, Role.CANARY),
     "A honeypot or canary listens.",
 )
+EVENT_AGENT_STATE = _event(
+    "fleet.agent_state", health.AgentStates, senders(ServiceName.FLEET), "Agents whose state has changed."
+)
 EVENT = Subject(
     "EVENT",
     "event.{service}.{kind}",
@@ -364,6 +368,7 @@ EVENT = Subject(
         EVENT_ASSESSMENT,
         EVENT_ACTUATION,
         EVENT_SENSOR,
+        EVENT_AGENT_STATE,
     ),
     EVENT_AUDIENCE,
     "Facts: what a SIEM, a dashboard or a script subscribes to.",
@@ -452,6 +457,15 @@ FLEET_ROSTER = Request(
     senders(_S.CLI, _S.GATEWAY, _S.MONITOR, _S.ROUTER, _S.CONSENSUS),
     doc="All agents and how they are.",
 )
+HOST_PING = Request(
+    "agent.ping",
+    operations.PingRequest,
+    operations.Pong,
+    _S.FLEET,
+    senders(_S.FLEET),
+    doc="Does this host's process live? Asked when the broker says that its connection has ended.",
+    server_kind=Kind.HOST,
+)
 EMERGENCY = Request(
     "router.emergency",
     routing.ThreatAlert,
@@ -527,6 +541,7 @@ REQUESTS: tuple[Request[Message, Message], ...] = (
     OBSERVE,
     FLEET_ENROL,
     FLEET_ROSTER,
+    HOST_PING,
     EMERGENCY,
     CONSENSUS_EPOCH,
     QPU_LIST,
@@ -540,7 +555,7 @@ ERROR_REPLY = MessageType(
     "error",
     operations.ErrorReply,
     MessageClass.LIVE,
-    senders(*Role, *ServiceName),
+    senders(*Role, *ServiceName, Kind.HOST),
     doc="Why a request failed.",
 )
 

@@ -58,10 +58,15 @@ class Enrolment(Message):
 
 
 class AgentState(StrEnum):
-    """Health of an agent as fleet sees it."""
+    """How an agent is, as fleet sees it: see docs/reference/agent-states.md."""
 
+    ENROLLED = "enrolled"
     HEALTHY = "healthy"
     SILENT = "silent"
+    GONE = "gone"
+    SUSPECT = "suspect"
+    QUARANTINED = "quarantined"
+    REVOKED = "revoked"
 
 
 class AgentRecord(Message):

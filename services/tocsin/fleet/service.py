@@ -23,6 +23,7 @@ from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.crypto import Algorithm, Authority, key_id
 from tocsin.fleet import admission
 from tocsin.fleet.health import HealthBook
+from tocsin.fleet.liveness import Liveness, OnGone
 from tocsin.fleet.revocations import RevocationStater
 from tocsin.fleet.settings import FleetSettings
 from tocsin.fleet.store import FleetStore
@@ -42,7 +43,8 @@ class FleetService(Service[FleetSettings]):
     def __init__(self, bus: Bus, settings: FleetSettings) -> None:
         super().__init__(bus, settings)
         self._store = FleetStore(bus)
-        self._book = HealthBook(silent_after_ns=int(settings.silent_after_s * NS_PER_S))
+        self.book = HealthBook(silent_after_ns=int(settings.silent_after_s * NS_PER_S))
+        self.liveness = Liveness(bus, settings, self.book)
         self._authority: Authority
         self._tokens: dict[str, IssuedToken] = {}
         self._tokens_changed_ns = -1
@@ -61,12 +63,22 @@ class FleetService(Service[FleetSettings]):
                 advice="`tocsin ca init` makes fleet.key and fleet.pem",
             )
         await self._read_tokens()
-        await self.bus.records(AGENTS).follow(lambda _, record: self._book.enrol(record))
+        await self.bus.records(AGENTS).follow(self._learn)
 
     async def started(self) -> None:
-        """Begin to state which keys are revoked."""
+        """Begin to state which keys are revoked, and to look who lives."""
+        self.liveness.start()
         stater = RevocationStater(self.bus, interval_s=self.settings.revocations_interval_s)
         self.bus.spawn(stater.run(), "revocation statements")
+
+    async def stopping(self) -> None:
+        """End the connection by which the broker says who is gone."""
+        await self.liveness.stop()
+
+    @property
+    def on_gone(self) -> list[OnGone]:
+        """Hooks of this process: each is told, at once, of agents that do no work any more (:data:`states.UNFIT`)."""
+        return self.liveness.on_gone
 
     @handles(FLEET_ENROL)
     async def enrol(self, request: EnrolRequest, context: Context) -> Enrolled:
@@ -103,14 +115,20 @@ class FleetService(Service[FleetSettings]):
     @handles(FLEET_ROSTER)
     async def roster(self, _: RosterRequest, context: Context) -> Roster:
         """Return all agents and how they are."""
-        return Roster(entries=self._book.roster(now_ns=context.now_ns))
+        return Roster(entries=self.book.roster(now_ns=context.now_ns))
 
     @subscribes(HEARTBEAT)
     async def on_heartbeat(self, beat: Heartbeat, context: Context) -> None:
         """Take a host's word for its own agents; the bus has checked that the host itself sent it."""
-        counted = self._book.beat(context.sender.name, beat.agents, at_ns=context.now_ns)
+        counted, changes = self.book.beat(
+            context.sender.name, beat.agents, at_ns=context.now_ns, sent_ns=context.content.issued_at
+        )
+        self.liveness.changed(changes, f"heard of by host {context.sender.name}")
         if counted < len(beat.agents):
             self.metrics.count("heartbeats_of_others", len(beat.agents) - counted)
+
+    def _learn(self, _: str, record: AgentRecord) -> None:
+        self.liveness.changed(self.book.enrol(record), "enrolled anew")
 
     async def _read_tokens(self) -> None:
         """Read the tokens file if it changed: who operates fleet may add to it while fleet runs.

@@ -114,10 +114,12 @@ def test_a_certificate_is_good_in_its_time_only(made: Installation) -> None:
 def test_accounts_are_made_once_and_a_broker_can_include_them(tmp_path: Path) -> None:
     first = open_accounts(tmp_path)
     assert open_accounts(tmp_path) == first
-    assert [user["user"] for user in first["users"]] == [SERVICE_USER, READER_USER]
-    text = (tmp_path / "users.conf").read_text()
-    assert json.loads(text.removeprefix("users: ")) == first["users"]
-    for name in ("token", "reader-token", "users.conf"):
+    assert [user["user"] for user in first["authorization"]["users"]] == [SERVICE_USER, READER_USER]
+    (system,) = first["accounts"]["$SYS"]["users"]
+    assert system["permissions"]["publish"] == {"deny": [">"]}
+    written = (tmp_path / "users.conf").read_text().replace("authorization: ", '{"authorization": ', 1)
+    assert json.loads(written.replace("accounts: ", ', "accounts": ', 1) + "}") == first
+    for name in ("token", "reader-token", "system-token", "users.conf"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
 
 
