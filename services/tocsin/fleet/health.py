@@ -6,12 +6,17 @@ another's agents. The states themselves are :mod:`tocsin.fleet.states`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-from tocsin.contracts.fleet import AgentRecord, AgentState, RosterEntry
+from tocsin.contracts.fleet import AgentRecord, AgentState, Roster, RosterEntry, RosterRequest
 from tocsin.contracts.health import StateChange
 from tocsin.fleet.states import Happening, after
+
+K = TypeVar("K", str, bytes)
 
 LATE_NS = 500_000_000
 """A heartbeat that was sent before its host was gone can be handled so much later, since its signature is verified
@@ -24,7 +29,8 @@ class _Health:
     state: AgentState = AgentState.ENROLLED
     seen_ns: int | None = None
     lost_ns: int = 0
-    doubted: bool = False
+    doubts: dict[str, str] = field(default_factory=dict)
+    """Why it is suspect, by who doubts it: ``attestation``, ``score``."""
 
 
 class HealthBook:
@@ -38,6 +44,7 @@ class HealthBook:
         self._silent_after_ns = silent_after_ns
         self._agents: dict[str, _Health] = {}
         self._by_host: dict[str, set[str]] = {}
+        self._by_key: dict[bytes, set[str]] = {}
 
     def __len__(self) -> int:
         return len(self._agents)
@@ -48,7 +55,9 @@ class HealthBook:
         if held is None:
             self._agents[record.name] = _Health(record)
         else:
-            self._by_host[held.record.host].discard(record.name)
+            _forget(self._by_host, held.record.host, record.name)
+            _forget(self._by_key, held.record.key_id, record.name)
+        self._by_key.setdefault(record.key_id, set()).add(record.name)
         self._by_host.setdefault(record.host, set()).add(record.name)
         if held is None:
             return []
@@ -56,13 +65,31 @@ class HealthBook:
         held.record = record
         if not is_new:
             return []
-        held.seen_ns, held.doubted = None, False
+        held.seen_ns, held.doubts = None, {}
         return self._happen(Happening.ENROLLED, [record.name])
 
     def record(self, name: str) -> AgentRecord | None:
         """Return an agent's record."""
         held = self._agents.get(name)
         return held.record if held is not None else None
+
+    def names(self) -> tuple[str, ...]:
+        """Return all agents' names, in no order."""
+        return tuple(self._agents)
+
+    def speaking(self, key_id: bytes) -> tuple[AgentRecord, ...]:
+        """Return the agents that a key speaks for."""
+        return tuple(self._agents[name].record for name in self._by_key.get(key_id, ()))
+
+    def living_hosts(self, *, now_ns: int) -> tuple[str, ...]:
+        """Return the hosts of whose agents one at least was heard within the period, sorted."""
+        return tuple(
+            sorted(
+                host
+                for host, names in self._by_host.items()
+                if any(self._lives(self._agents[name], now_ns) for name in names)
+            )
+        )
 
     def carried_by(self, host: str) -> tuple[str, ...]:
         """Return the names of a host's agents, sorted."""
@@ -103,15 +130,42 @@ class HealthBook:
         return self._happen(Happening.QUIET, quiet)
 
     def happen(self, happening: Happening, names: Iterable[str]) -> list[StateChange]:
-        """Let something happen to some agents; return whose state it changed.
-
-        A doubt is remembered until it is cleared, whatever happens to the agent meanwhile.
-        """
+        """Let something happen to some agents; return whose state it changed. A release clears every doubt."""
         known = [name for name in names if name in self._agents]
-        if happening in {Happening.DOUBTED, Happening.CLEARED, Happening.RELEASED}:
+        if happening is Happening.RELEASED:
             for name in known:
-                self._agents[name].doubted = happening is Happening.DOUBTED
+                self._agents[name].doubts.clear()
         return self._happen(happening, known)
+
+    def doubt(self, by: str, reasons: Mapping[str, str]) -> list[StateChange]:
+        """Doubt some agents; it is remembered until it is cleared, whatever happens to them meanwhile.
+
+        Args:
+            by: who doubts: ``attestation`` or ``score``.
+            reasons: why, by agent.
+        """
+        known = [name for name in reasons if name in self._agents]
+        for name in known:
+            self._agents[name].doubts[by] = reasons[name]
+        return self._happen(Happening.DOUBTED, known)
+
+    def clear(self, by: str, names: Iterable[str]) -> list[StateChange]:
+        """Take one doubt about some agents back; return who is not suspect any more."""
+        cleared = []
+        for name in names:
+            held = self._agents.get(name)
+            if held is not None and held.doubts.pop(by, None) is not None and not held.doubts:
+                cleared.append(name)
+        return self._happen(Happening.CLEARED, cleared)
+
+    def doubted(self, by: str) -> tuple[str, ...]:
+        """Return the agents that somebody doubts. O(agents)."""
+        return tuple(name for name, held in self._agents.items() if by in held.doubts)
+
+    def doubts(self, name: str) -> dict[str, str]:
+        """Return why an agent is suspect, by who doubts it."""
+        held = self._agents.get(name)
+        return dict(held.doubts) if held is not None else {}
 
     def state(self, name: str, *, now_ns: int) -> AgentState | None:
         """Return an agent's state; None for one that is not enrolled."""
@@ -122,12 +176,41 @@ class HealthBook:
 
     def roster(self, *, now_ns: int) -> tuple[RosterEntry, ...]:
         """Return all agents by name."""
-        return tuple(self._entry(name, now_ns) for name in sorted(self._agents))
+        return tuple(self._entry(name, now_ns, 100.0) for name in sorted(self._agents))
 
-    def _entry(self, name: str, now_ns: int) -> RosterEntry:
+    def page(self, asked: RosterRequest, *, now_ns: int, score: Callable[[str], float]) -> Roster:
+        """Return a page of the agents that somebody asks for, by name. O(agents log agents).
+
+        Args:
+            asked: which.
+            now_ns: now.
+            score: an agent's score.
+        """
+        states = {name: self.state(name, now_ns=now_ns) or held.state for name, held in self._agents.items()}
+        found = sorted(
+            name
+            for name, held in self._agents.items()
+            if asked.role in {None, held.record.role}
+            and asked.host in {None, held.record.host}
+            and asked.state in {None, states[name]}
+        )
+        start = bisect_right(found, asked.after) if asked.after is not None else 0
+        shown = found[start : start + asked.limit]
+        return Roster(
+            entries=tuple(self._entry(name, now_ns, score(name)) for name in shown),
+            total=len(found),
+            states=dict(Counter(states[name] for name in found)),
+            more=start + len(shown) < len(found),
+        )
+
+    def entry(self, name: str, *, now_ns: int, score: float) -> RosterEntry | None:
+        """Return one agent as the roster shows it; None for one that is not enrolled."""
+        return self._entry(name, now_ns, score) if name in self._agents else None
+
+    def _entry(self, name: str, now_ns: int, score: float) -> RosterEntry:
         held = self._agents[name]
         state = self.state(name, now_ns=now_ns) or held.state
-        return RosterEntry(agent=held.record, state=state, last_seen_ns=held.seen_ns)
+        return RosterEntry(agent=held.record, state=state, last_seen_ns=held.seen_ns, score=score)
 
     def _lives(self, held: _Health, now_ns: int) -> bool:
         return held.seen_ns is not None and now_ns - held.seen_ns <= self._silent_after_ns
@@ -137,12 +220,19 @@ class HealthBook:
         for name in names:
             held = self._agents[name]
             state = after(held.state, happening)
-            if held.doubted:
+            if held.doubts:
                 state = after(state, Happening.DOUBTED)
             if state is not held.state:
                 changes.append(StateChange(agent=name, host=held.record.host, before=held.state, after=state))
                 held.state = state
         return changes
+
+
+def _forget(index: dict[K, set[str]], key: K, name: str) -> None:
+    names = index[key]
+    names.discard(name)
+    if not names:
+        del index[key]
 
 
 def _too_late(held: _Health, at_ns: int, sent_ns: int) -> bool:

@@ -31,6 +31,12 @@ class FleetSettings(BusSettings):
     gone_check_s: Annotated[float, Field(ge=0.05, le=30)] = Field(
         1.0, description="How long a host whose connection has ended has to say that it lives, in seconds."
     )
+    challenge_interval_s: Annotated[float, Field(ge=0.2, le=86_400)] = Field(
+        60.0, description="How often a host has to prove what its agents run, in seconds."
+    )
+    challenge_timeout_s: Annotated[float, Field(ge=0.1, le=30)] = Field(
+        5.0, description="How long a host has to answer such a challenge, in seconds."
+    )
     certificate_lifetime_s: Annotated[float, Field(ge=10, le=30 * 86_400)] = Field(
         86_400.0, description="How long a host's or an agent's certificate is good, in seconds."
     )

@@ -22,7 +22,7 @@ from tocsin.router.emergencies import Emergencies
 from tocsin.router.limits import RateLimits
 from tocsin.router.policy import route
 from tocsin.router.pursuit import ACCOUNTS, ALERTS_OF_ALL, Pursuit
-from tocsin.router.recipients import check_recipients
+from tocsin.router.recipients import check_recipients, check_standing
 from tocsin.router.settings import RouterSettings
 
 STOP_TIMEOUT_S = 3.0
@@ -79,6 +79,10 @@ class RouterService(Service[RouterSettings]):
                 content.type, context.sender, content.audience, context.priority, body, self.roster.role_of
             )
             check_recipients(context.kind, body, self.sealing_keys.roles_of)
+            standings = self.bus.standings
+            check_standing(
+                context.kind, way.audience, body, standings.is_quarantined, self.sealing_keys.is_quarantined
+            )
             if way.backup is not None:
                 await self.emergencies.take(way, body, context)
         except (DeniedError, InvalidInputError, UntrustedError) as error:
