@@ -17,8 +17,10 @@ from support import DOMAIN, World, eventually
 
 from tocsin.agent import AgentHost
 from tocsin.bus import Bus
+from tocsin.bus.roster import read_roster
 from tocsin.cli.installation import Installation
 from tocsin.cli.revoke import revoke
+from tocsin.cli.system import System
 from tocsin.contracts.catalogue import (
     AUDIT,
     AUDIT_EQUIVOCATION,
@@ -168,6 +170,16 @@ async def test_a_router_seals_nothing_to_a_key_that_a_quarantined_agent_can_use(
             at={"type": "intelligence", "priority": "normal", "agent": "sentinel-01"},
         )
         await eventually(lambda: any(one.reason == "recipient_quarantined" for one in outside.refusals))
+
+
+async def test_a_quarantined_agent_has_no_seat_in_the_next_epoch(world: World, tmp_path: Path) -> None:
+    async with scene_at(world) as scene:
+        await scene.order(QUARANTINE, "hunter-01")
+        await scene.known("hunter-01", quarantined=True)
+        await eventually(lambda: scene.state("hunter-01") is AgentState.QUARANTINED)
+        system = System(Installation(tmp_path, world.authority.certificate_pem), (), world.broker.url)
+        seats = system._seats(scene.cli, await read_roster(scene.cli, timeout_s=5))
+        assert {who.name for who, _, _ in seats} == {"sentinel-01", "guardian-01", "hunter-02"}
 
 
 async def test_a_restarted_fleet_and_a_late_router_know_who_is_quarantined(world: World) -> None:

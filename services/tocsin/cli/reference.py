@@ -113,7 +113,7 @@ How much a claim counts depends on who can know:
   {most_unattributed:g} points together, so they alone make nobody suspect.
 
 What arrives by a key that several agents share is held against all of them, unless the subject names one: they share
-a process.
+a process. What is unattributed is not.
 """
 
 

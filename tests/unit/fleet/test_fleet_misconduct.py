@@ -21,7 +21,7 @@ from tocsin.fleet.misconduct import (
     Reporter,
     Worth,
 )
-from tocsin.fleet.population import THERE_NS, Population
+from tocsin.fleet.population import COUNTED_NS, THERE_NS, Population
 from tocsin.fleet.reports import accused_by, reporter_of
 
 ROUTER = Reporter("service.router.0", "router")
@@ -116,7 +116,9 @@ def test_a_reporter_counts_while_it_is_there() -> None:
     for number, host in enumerate(hosts(3)):
         population.seen(host, at_ns=number)
     assert population.sizes(now_ns=THERE_NS) == {HOSTS: 3}
-    assert population.sizes(now_ns=THERE_NS + 2) == {HOSTS: 1}
+    population.seen(Reporter("host.h3", HOSTS), at_ns=THERE_NS)
+    assert population.sizes(now_ns=THERE_NS + COUNTED_NS - 1) == {HOSTS: 3}
+    assert population.sizes(now_ns=THERE_NS + COUNTED_NS) == {HOSTS: 1}
 
 
 def agent(name: str, host: str) -> AgentRecord:
@@ -134,6 +136,8 @@ SHARING = (agent("a", "h1"), agent("b", "h1"))
         ("host.h2", "bad_body", "tocsin.v1.route.discovery.high.a", b"k" * 32, ("a",)),
         ("host.h2", "bad_body", "tocsin.v1.route.discovery.high.c", b"k" * 32, ()),
         ("host.h2", "bad_body", "tocsin.v1.deliver.all", None, ()),
+        ("host.h2", "bad_signature", "tocsin.v1.deliver.all", b"k" * 32, ()),
+        ("host.h2", "bad_signature", "tocsin.v1.route.discovery.high.a", b"k" * 32, ("a",)),
         ("host.h2", "equivocation", "tocsin.v1.deliver.all", b"k" * 32, ()),
         ("host.h2", "expired", "tocsin.v1.deliver.all", b"k" * 32, ()),
         ("service.router.0", "content_not_allowed", "tocsin.v1.route.discovery.high.a", b"k" * 32, ()),
