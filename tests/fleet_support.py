@@ -15,6 +15,7 @@ from support import DOMAIN, World
 
 from tocsin.agent import Agent, AgentHost, Context, HostSettings
 from tocsin.bus import Bus, Credentials
+from tocsin.bus.accounts import system_password
 from tocsin.bus.enrolment import IssuedToken
 from tocsin.contracts.analysis import AssessmentMade
 from tocsin.contracts.decisions import DecisionAnnounced
@@ -110,6 +111,7 @@ class FleetWorld:
         values = self.world.settings().model_dump() | {
             "authority_dir": authority_dir,
             "tokens_file": tokens_file,
+            "nats_system_token_file": system_password(self.world.broker.folder),
             **settings,
         }
         if self.credentials is None:

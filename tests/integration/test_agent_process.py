@@ -12,6 +12,7 @@ from fleet_support import FleetWorld, tokens_for
 from processes import environment_of, line_with, process
 from support import DOMAIN, World
 
+from tocsin.bus.accounts import system_password
 from tocsin.contracts.catalogue import DELIVER_ALL, FLEET_ROSTER, THREAT_ALERT
 from tocsin.contracts.errors import UnavailableError
 from tocsin.contracts.fleet import AgentState, RosterRequest
@@ -58,7 +59,11 @@ async def test_an_agent_of_ten_lines_runs_as_a_process_and_leaves_on_sigterm(
     credentials = world.credentials(SpiffeId.service(DOMAIN, ServiceName.FLEET, "0"))
     credentials.save(tmp_path / "credentials", "fleet-0")
     base = {name: host[name] for name in ("nats_url", "nats_token_file")}
-    own = {"credentials_dir": tmp_path / "credentials", "authority_dir": tmp_path / "ca"}
+    own = {
+        "credentials_dir": tmp_path / "credentials",
+        "authority_dir": tmp_path / "ca",
+        "nats_system_token_file": system_password(world.broker.folder),
+    }
     async with (
         process("-m", "tocsin.fleet", **base, **own, tokens_file=tokens_file) as service,
         process(str(script), **host) as watcher,

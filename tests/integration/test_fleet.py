@@ -210,12 +210,12 @@ async def test_the_roster_says_who_lives_and_only_the_own_host_can_say_so(world:
         both = {"hunter-01": AgentState.HEALTHY, "hunter-02": AgentState.HEALTHY}
         async with host:
             await become(both)
-        await become(both | {"hunter-01": AgentState.SILENT})
+        await become(both | {"hunter-01": AgentState.GONE})
         liar = await world.bus(SpiffeId.host(DOMAIN, "h3"))
         beat = Heartbeat(host="h3", agents=("hunter-01",), handled=0, failed=0)
         await liar.publish(HEARTBEAT, HEARTBEAT_TYPE, beat, at={"host": "h3"})
         await eventually(lambda: service.metrics.counter("heartbeats_of_others") == 1)
-        assert (await states())["hunter-01"] is AgentState.SILENT
+        assert (await states())["hunter-01"] is AgentState.GONE
 
 
 async def test_a_forged_record_makes_nobody_an_agent(world: World) -> None:

@@ -39,6 +39,8 @@ from tocsin.contracts.routing import Coordination, Discovery, Intelligence, Thre
 from tocsin.contracts.subjects import MessageType
 from tocsin.telemetry import Metrics, get_logger
 
+SENSITIVE = (Coordination, Intelligence)
+"""What a quarantined agent is not told."""
 CORE = "core"
 STREAM = "stream"
 
@@ -64,6 +66,7 @@ class Delivery:
         ballot: lets one resident ballot on a proposal.
         reject: counts and audits a message that the policy forbids, or whose key was revoked while it waited.
         require_trusted: raises UntrustedError if the key of a message of this type was revoked.
+        is_quarantined: tells whether an agent is, by its name: it is told nothing sensitive.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Delivery:
         ballot: Callable[[Resident, Proposal, Context], Awaitable[None]],
         reject: Callable[[TocsinError, str, bytes], None],
         require_trusted: Callable[[MessageType[Message], bytes], None],
+        is_quarantined: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._residents = tuple(residents)
         self._roles: dict[str, Role] = {
@@ -81,6 +85,7 @@ class Delivery:
         }
         self._reject = reject
         self._require_trusted = require_trusted
+        self._is_quarantined = is_quarantined
         self._emergencies = emergencies
         self._metrics = metrics
         self._ballot = ballot
@@ -156,7 +161,13 @@ class Delivery:
         self._refuse_if_closed()
         if not self._allowed(body, context):
             return []
-        return [r for r in self._residents if _is_for(r.agent, context.content.audience)]
+        mine = [r for r in self._residents if _is_for(r.agent, context.content.audience)]
+        if not isinstance(body, SENSITIVE):
+            return mine
+        fit = [r for r in mine if not self._is_quarantined(r.agent.name)]
+        if len(fit) < len(mine):
+            self._metrics.count("withheld.quarantined", len(mine) - len(fit))
+        return fit
 
     def _allowed(self, body: Message, context: Context) -> bool:
         """Apply the policy; what it forbids is settled by that, on whichever channel it came first."""

@@ -16,6 +16,7 @@ Does not protect against an agent that harms its process: agents of one host sha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -33,16 +34,18 @@ from tocsin.agent.enrol import Wallet, key_groups
 from tocsin.agent.epochs import EpochKeeper
 from tocsin.agent.inbox import Inbox, Job
 from tocsin.agent.journal import AlertJournal
+from tocsin.agent.measurement import measure
 from tocsin.agent.membership import Membership
 from tocsin.agent.peers import Peers
 from tocsin.agent.receipts import ReceiptSender
 from tocsin.agent.settings import HostSettings
-from tocsin.bus import Bus, Sent
+from tocsin.bus import Bus, Context, Sent
 from tocsin.bus.consumer import Consumer
 from tocsin.bus.credentials import read
 from tocsin.bus.enrolment import HeldToken, check_root, read_tokens
 from tocsin.bus.folder import claim_folder
 from tocsin.bus.sealing import SealingKeys
+from tocsin.bus.service import VERSION
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
     ALERT_BACKUP,
@@ -55,13 +58,17 @@ from tocsin.contracts.catalogue import (
     EVENT,
     HEARTBEAT,
     HEARTBEAT_TYPE,
+    HOST_ATTEST,
+    HOST_PING,
     OBSERVE,
     ROUTE,
     THREAT_ALERT,
 )
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.fleet import Heartbeat
+from tocsin.contracts.health import Attestation, Challenge, MeasuredAgent, Measurement
 from tocsin.contracts.identifiers import AgentName, Priority, Role, SpiffeId
+from tocsin.contracts.operations import PingRequest, Pong
 from tocsin.contracts.routing import Discovery
 from tocsin.contracts.subjects import MessageType, Request
 from tocsin.crypto import TrustStore, select_backend
@@ -116,6 +123,8 @@ class AgentHost:
         self._working: set[asyncio.Task[None]] = set()
         self._consumers: tuple[Consumer, ...] = ()
         self._root_pem = b""
+        self._beat_now = asyncio.Event()
+        self._measured: dict[str, Measurement] = {}
         self._open = AsyncExitStack()
 
     # --- Life ---------------------------------------------------------------------------------
@@ -168,9 +177,13 @@ class AgentHost:
             balloting.ballot,
             self._bus.reject,
             self._bus.opener.require_trusted,
+            self._bus.standings.is_quarantined,
         )
         await asyncio.gather(
-            self._epochs.start(), self.peers_known.follow(self._bus), self._sealing_keys.follow()
+            self._epochs.start(),
+            self.peers_known.follow(self._bus),
+            self._sealing_keys.follow(),
+            self._bus.standings.follow(),
         )
         await self._membership.publish_sealing_keys(self._bus)
         # Before anything new can come: what was accepted before keeps its place.
@@ -179,6 +192,9 @@ class AgentHost:
         for resident in self._residents.values():
             self._working.add(self._bus.spawn(resident.inbox.run(), f"agent {resident.agent.name}"))
         self._bus.spawn(self._receipts.run(), "receipts")
+        await self._bus.serve(HOST_ATTEST, self._attest, concurrency=2, at={"host": self.settings.host_name})
+        await self._bus.serve(HOST_PING, self._pong, concurrency=2, at={"host": self.settings.host_name})
+        self._bus.connection.on_reconnect(self._beat_now.set)
         self._bus.spawn(self._beat(), "heartbeat")
         self._bus.spawn(self._membership.renew(self._bus), "renewal")
         await self._introduce()
@@ -189,6 +205,7 @@ class AgentHost:
         """Read files: the root, the tokens, keys and certificates of an earlier run."""
         claim_folder(self.state_dir, layout=STATE_LAYOUT)
         self._root_pem = read(self.settings.credentials_dir / "ca.pem")
+        self._measured = measure(self.agents.values(), self.settings)
         backend = select_backend(self.settings.signature_backend)
         wallet = Wallet(self.state_dir / "identity", self._root_pem, backend)
         tokens = read_tokens(self.settings.enrol_tokens_file, HeldToken)
@@ -288,7 +305,24 @@ class AgentHost:
             self.metrics.gauge("agents_stuck", len(self._residents) - len(living))
             if living:
                 await self._beat_once(living)
-            await asyncio.sleep(self.settings.heartbeat_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.heartbeat_s):
+                    await self._beat_now.wait()
+            self._beat_now.clear()
+
+    async def _pong(self, _: PingRequest, __: Context) -> Pong:
+        """Say that this process lives."""
+        return Pong(
+            process=self._bus.id.token,
+            version=VERSION,
+            signature_backend=self._bus.backend.name,
+            name=self.settings.host_name,
+        )
+
+    async def _attest(self, challenge: Challenge, _: Context) -> Attestation:
+        """Say what each agent runs, as it was measured when this process started."""
+        measured = (MeasuredAgent(agent=name, measurement=one) for name, one in self._measured.items())
+        return Attestation(nonce=challenge.nonce, agents=tuple(measured))
 
     async def _beat_once(self, living: list[str]) -> None:
         inboxes = [resident.inbox for resident in self._residents.values()]
@@ -385,8 +419,8 @@ class AgentHost:
         return await self._bus.event(kind, body, sender=agent.id)
 
     def peers(self, role: Role) -> tuple[AgentName, ...]:
-        """Return the names of all enrolled agents of a role, on any host, sorted."""
-        return self.peers_known.of(role)
+        """Return the names of all enrolled agents of a role, on any host, sorted; nobody who is quarantined."""
+        return tuple(name for name in self.peers_known.of(role) if not self._bus.standings.is_quarantined(name))
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run a task for as long as the host; its failure is logged and counted."""

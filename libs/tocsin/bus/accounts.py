@@ -1,12 +1,14 @@
-"""Who may connect to the broker: everyone in the installation, and readers from outside.
+"""Who may connect to the broker: everyone in the installation, readers from outside, and fleet's second connection.
 
-``tocsin`` may do all. ``reader`` may read what is addressed to everybody (events, alerts, decisions, figures, the
-audit trail) with the certificates that verify it, and may publish nothing but the questions to JetStream that reading
-takes. Neither account proves anything about a message: the envelope does.
+``tocsin`` may do all of what is in its account. ``reader`` may read what is addressed to everybody (events, alerts,
+decisions, figures, the audit trail) with the certificates that verify it, and may publish nothing but the questions to
+JetStream that reading takes. Neither account proves anything about a message: the envelope does.
 
 A reader has plain subscriptions, the certificates' bucket and single messages of streams, and no consumers of
 streams: who can make a consumer can change one of a service's own. Its inboxes have a prefix of their own, since
 whoever may listen at all inboxes reads what every service is answered.
+
+``system`` is of the server's own account, ``$SYS``: it may hear which connection has ended, and nothing else.
 """
 
 from __future__ import annotations
@@ -22,30 +24,42 @@ from tocsin.contracts.subjects import EVENT_AUDIENCE, READER_AUDIENCE
 
 SERVICE_USER = "tocsin"
 READER_USER = "reader"
+SYSTEM_USER = "system"
+SYSTEM_ACCOUNT = "$SYS"
+"""The server's name for the account of its own events."""
+DISCONNECTIONS = "$SYS.ACCOUNT.*.DISCONNECT"
 READER_INBOX = "_INBOX.reader"
 """Prefix that a reader's client must be told to use for its inboxes."""
 FOR_EVERYBODY = frozenset({EVENT_AUDIENCE, READER_AUDIENCE, "all"})
 
 
 def open_accounts(folder: Path) -> dict[str, Any]:
-    """Return the broker's ``authorization`` block; passwords are made once, and kept in ``folder``.
+    """Return the broker's ``authorization`` and ``accounts`` blocks; passwords are made once, and kept in ``folder``.
 
-    Writes ``token`` and ``reader-token``, the passwords, and ``users.conf``, the same for a broker that includes
-    it; each of mode 0600 where it is new.
+    Writes ``token``, ``reader-token`` and ``system-token``, the passwords, and ``users.conf``, the same for a broker
+    that includes it; each of mode 0600 where it is new.
     """
-    authorization = {
-        "users": [
-            {"user": SERVICE_USER, "password": _password(folder / "token")},
-            {
-                "user": READER_USER,
-                "password": _password(folder / "reader-token"),
-                "permissions": reader_permissions(),
-            },
-        ]
+    service = {"user": SERVICE_USER, "password": _password(folder / "token")}
+    reader = {
+        "user": READER_USER,
+        "password": _password(folder / "reader-token"),
+        "permissions": reader_permissions(),
+    }
+    system = {
+        "user": SYSTEM_USER,
+        "password": _password(system_password(folder)),
+        "permissions": {"subscribe": {"allow": [DISCONNECTIONS]}, "publish": {"deny": [">"]}},
+    }
+    blocks = {
+        "authorization": {"users": [service, reader]},
+        "accounts": {SYSTEM_ACCOUNT: {"users": [system]}},
     }
     # JSON is a subset of the server's configuration language, but a file has no braces around it.
-    _write(folder / "users.conf", f"users: {json.dumps(authorization['users'], indent=1)}\n")
-    return authorization
+    _write(
+        folder / "users.conf",
+        "".join(f"{name}: {json.dumps(block, indent=1)}\n" for name, block in blocks.items()),
+    )
+    return blocks
 
 
 def reader_permissions() -> dict[str, Any]:
@@ -77,6 +91,11 @@ def _family(pattern: str) -> str:
 def service_password(folder: Path) -> Path:
     """Return the file with the password of everyone in the installation."""
     return folder / "token"
+
+
+def system_password(folder: Path) -> Path:
+    """Return the file with the password of fleet's second connection."""
+    return folder / "system-token"
 
 
 def _password(path: Path) -> str:

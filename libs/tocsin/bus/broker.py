@@ -89,7 +89,7 @@ class Broker:
             "ports_file_dir": str(ports),
             "max_payload": MAX_PAYLOAD,
             "max_pending": 64 * 1024 * 1024,
-            "authorization": open_accounts(folder),
+            **open_accounts(folder),
             "jetstream": {
                 "store_dir": str(folder / "jetstream"),
                 "max_file_store": 16 * 1024**3,

@@ -48,6 +48,7 @@ from tocsin.bus.revocations import NS_PER_S, RevocationBook, RevocationFollower
 from tocsin.bus.sealing import check_sealing, seal_content
 from tocsin.bus.settings import BusSettings
 from tocsin.bus.signing import BatchSigner
+from tocsin.bus.standings import Standings
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
     AUDIT,
@@ -115,6 +116,8 @@ class Bus:
         book = RevocationBook(max_age_ns=int(settings.revocations_max_age_s * NS_PER_S), started_ns=started_ns)
         self.opener = Opener(self.trust, self.backend, started_ns=started_ns, revocations=book)
         self.revocations = RevocationFollower(self, book)
+        self.standings = Standings(self)
+        """Who is quarantined; empty until the process follows it."""
         self.audiences: frozenset[str] = frozenset({"all", credentials.id.token})
         """What this process's readers may read from subjects that several share."""
         self._threads = ThreadPoolExecutor(settings.verify_threads, thread_name_prefix="verify-other")
@@ -453,6 +456,7 @@ class Bus:
         *,
         timeout_s: float,
         sender: SpiffeId | None = None,
+        patient: bool = True,
         at: Tokens = NO_TOKENS,
     ) -> R:
         """Ask a service and return its answer.
@@ -461,7 +465,8 @@ class Bus:
 
         Raises:
             TocsinError: of the family that the service raised.
-            UnavailableError: ``no_answer`` within ``timeout_s``.
+            UnavailableError: ``no_answer`` within ``timeout_s``; ``no_responders``, at once, unless ``patient``: the
+                broker knows of nobody who listens there.
         """
         if self._replies is None:
             raise UnavailableError("the bus is not open", reason="not_open")
@@ -475,7 +480,12 @@ class Bus:
 
         begun = time.perf_counter()
         answer = await self._replies.ask(
-            cast("Request[Message, Message]", request), subject, make, sender or self.id, timeout_s=timeout_s
+            cast("Request[Message, Message]", request),
+            subject,
+            make,
+            sender or self.id,
+            timeout_s=timeout_s,
+            patient=patient,
         )
         self.metrics.observe_ms(f"request.{request.verb}", (time.perf_counter() - begun) * 1e3)
         return cast("R", answer)
@@ -722,7 +732,7 @@ class Bus:
         """Return a reader of a subject's stream from a moment on, for whoever accounts for others' messages."""
         opener, pattern = self._forgetful(), subject.pattern(**at)
         # Who only accounts acts on nothing, and what it does not read now it never does.
-        opener.revocations = None
+        opener.revocations = opener.standings = None
         return StreamReader(self.connection, opener, subject, pattern, start_ns=start_ns, reject=self.reject)
 
     async def reopen(self, subject: Subject, where: str, data: bytes) -> tuple[Message, Context]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tocsin.bus.envelope import Content, Envelope, decode_body, decode_envelope
 from tocsin.bus.replay import Ledger, ReplayWindow
@@ -35,6 +35,9 @@ from tocsin.contracts.subjects import (
     Subject,
 )
 from tocsin.crypto import Algorithm, BatchVerifier, SignatureBackend, TrustStore, Verifier, key_id
+
+if TYPE_CHECKING:
+    from tocsin.bus.standings import Standings
 
 CLOCK_SKEW_NS = 30_000_000_000
 """How far clocks may differ (envelope.md, class live)."""
@@ -76,7 +79,7 @@ class Arrival:
         me: str,
         correlation: bytes,
         *,
-        agent: str | None = None,
+        server: str | None = None,
     ) -> Arrival:
         """Describe an arrival on a reply inbox: only answers to this very request are admissible.
 
@@ -85,7 +88,7 @@ class Arrival:
             request: what was asked; who may answer it may refuse it too, and nobody else.
             me: token of the asker.
             correlation: id of the request.
-            agent: the agent that was asked, where the request goes to one.
+            server: name of the agent or host that was asked, where the request goes to one.
         """
         refusal = replace(ERROR_REPLY, senders=request.reply_type.senders)
         types = {t.name: t for t in (request.reply_type, refusal)}
@@ -94,7 +97,7 @@ class Arrival:
             types,
             max(t.max_bytes for t in types.values()),
             audience=f"reply.{me}",
-            sender_name=agent,
+            sender_name=server,
             correlation=correlation,
         )
 
@@ -189,6 +192,8 @@ class Opener:
         self.ledger = Ledger() if ledger is None else ledger
         self.enrolments = ReplayWindow(MAX_ENROLMENTS)
         self.bodies = Bodies()
+        self.standings: Standings | None = None
+        """None for a reader that asks for nobody's standing."""
         self.revocations = revocations
         """None for a reader that acts on nothing: it does not ask how fresh its knowledge of revoked keys is."""
 
@@ -242,6 +247,8 @@ class Opener:
         if not kind.senders.admit(sender) or (restrict is not None and not restrict(sender)):
             raise DeniedError(f"{sender} may not send {kind.name} here", reason="sender_not_allowed")
         self.require_trusted(kind, inspected.envelope.key_id)
+        if self.standings is not None:
+            self.standings.require_fit(kind, sender)
         if kind.effects_from is not None and self.revocations is not None:
             self.revocations.check_effects(kind, content.priority, now_ns=now_ns)
         # Step 12 before 11 where 11 leaves a mark: a body that is refused claims nothing.

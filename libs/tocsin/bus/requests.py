@@ -25,7 +25,7 @@ from tocsin.contracts.errors import (
     UnavailableError,
     family_of,
 )
-from tocsin.contracts.identifiers import Kind, SpiffeId
+from tocsin.contracts.identifiers import SpiffeId
 from tocsin.contracts.operations import ErrorReply
 from tocsin.contracts.subjects import PREFIX, MessageType, Request
 
@@ -94,11 +94,12 @@ class Replies:
         *,
         timeout_s: float,
         resend_s: tuple[float, ...] = RESEND_S,
+        patient: bool = True,
     ) -> Message:
         """Send a request until it is answered; see :meth:`tocsin.bus.client.Bus.request`."""
         if len(self._waiting) >= MAX_WAITING:
             raise ExhaustedError(f"{MAX_WAITING} requests wait already", reason="too_many_requests")
-        agent = request.subject.parse(subject).get("agent") if request.server_kind is Kind.AGENT else None
+        one = request.subject.parse(subject).get(request.server_kind.value)
         deadline = time.monotonic() + timeout_s
         why = "no answer"
         while time.monotonic() < deadline:
@@ -106,7 +107,7 @@ class Replies:
             token = sent.id.hex()
             reply = f"{self._prefix}.{token}"
             waiting = _Waiting(
-                Arrival.reply(reply, request, asker.token, sent.id, agent=agent),
+                Arrival.reply(reply, request, asker.token, sent.id, server=one),
                 asyncio.get_running_loop().create_future(),
                 asyncio.Event(),
             )
@@ -118,6 +119,8 @@ class Replies:
             if answer is not None:
                 return _raise_error(answer)
             if waiting.no_responders.is_set():
+                if not patient:
+                    raise UnavailableError(f"{request.verb}: nobody serves it", reason="no_responders")
                 # Nobody had it, so a fresh envelope is as good, and a process that starts just now takes it.
                 why = "nobody serves it"
                 await asyncio.sleep(min(NO_RESPONDERS_PAUSE_S, max(0.0, deadline - time.monotonic())))

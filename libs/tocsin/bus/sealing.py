@@ -147,7 +147,10 @@ class SealingKeys:
         found: dict[bytes, SealingPublicKey] = {}
         withheld = False
         for signer, (key, *_) in self._keys.items():
-            ids = map(SpiffeId.parse, self._ids(signer))
+            names = self._ids(signer)
+            if self._bus.standings.speaks_for_quarantined(names):
+                continue
+            ids = map(SpiffeId.parse, names)
             roles = {one.role for one in ids if _includes(audience, one)}
             if roles and (not cleared or roles & cleared):
                 found[key.id] = key
@@ -163,6 +166,11 @@ class SealingKeys:
         """Return the roles of the agents that hold a key now; empty for a key that nobody has."""
         owners = self._owners.get(sealing_key_id, ())
         return frozenset(role for owner in owners for role in _roles(self._ids(owner)))
+
+    def is_quarantined(self, sealing_key_id: bytes) -> bool:
+        """Tell whether a quarantined agent can open what is sealed to a key."""
+        owners = self._owners.get(sealing_key_id, ())
+        return any(self._bus.standings.speaks_for_quarantined(self._ids(owner)) for owner in owners)
 
     def _disown(self, sealing_key_id: bytes, signer: bytes) -> None:
         owners = self._owners[sealing_key_id]

@@ -153,6 +153,7 @@ class Service(Generic[S]):
 
     async def start(self) -> None:
         """Subscribe everything that is marked, and register as a micro service."""
+        await self.bus.standings.follow()
         await self.prepare()
         self._micro = await self._register()
         await self._serve(_Served(PING[self.name], 4), self.ping)

@@ -13,6 +13,7 @@ from tocsin.contracts import (
     analysis,
     decisions,
     fleet,
+    health,
     observations,
     operations,
     quantum,
@@ -353,6 +354,9 @@ EVENT_SENSOR = _event(
     senders(Role.DECEPTION, Role.CANARY),
     "A honeypot or canary listens.",
 )
+EVENT_AGENT_STATE = _event(
+    "fleet.agent_state", health.AgentStates, senders(ServiceName.FLEET), "Agents whose state has changed."
+)
 EVENT = Subject(
     "EVENT",
     "event.{service}.{kind}",
@@ -364,6 +368,7 @@ EVENT = Subject(
         EVENT_ASSESSMENT,
         EVENT_ACTUATION,
         EVENT_SENSOR,
+        EVENT_AGENT_STATE,
     ),
     EVENT_AUDIENCE,
     "Facts: what a SIEM, a dashboard or a script subscribes to.",
@@ -400,10 +405,27 @@ AUDIT_EQUIVOCATION = MessageType(
     ttl_ms=86_400_000,
     doc="Two different ballots of one participant for one round.",
 )
+AUDIT_ATTESTATION = MessageType(
+    "audit.attestation",
+    health.AttestationRefused,
+    MessageClass.STORED,
+    senders(ServiceName.FLEET),
+    ttl_ms=86_400_000,
+    doc="Agents that did not prove what they run.",
+)
+AUDIT_STANDING = MessageType(
+    "audit.standing",
+    health.StandingChanged,
+    MessageClass.STORED,
+    senders(ServiceName.FLEET),
+    256 * KIB,
+    86_400_000,
+    "Agents that were quarantined, released or approved.",
+)
 AUDIT = Subject(
     "AUDIT",
     "audit.{kind}",
-    (AUDIT_REJECTED, AUDIT_EQUIVOCATION),
+    (AUDIT_REJECTED, AUDIT_EQUIVOCATION, AUDIT_ATTESTATION, AUDIT_STANDING),
     EVENT_AUDIENCE,
     "Who did what, and every rejected envelope: its reason, never its body.",
     stream="AUDIT",
@@ -451,6 +473,43 @@ FLEET_ROSTER = Request(
     _S.FLEET,
     senders(_S.CLI, _S.GATEWAY, _S.MONITOR, _S.ROUTER, _S.CONSENSUS),
     doc="All agents and how they are.",
+)
+HOST_PING = Request(
+    "agent.ping",
+    operations.PingRequest,
+    operations.Pong,
+    _S.FLEET,
+    senders(_S.FLEET),
+    doc="Does this host's process live? Asked when the broker says that its connection has ended.",
+    server_kind=Kind.HOST,
+)
+HOST_ATTEST = Request(
+    "agent.attest",
+    health.Challenge,
+    health.Attestation,
+    _S.FLEET,
+    senders(_S.FLEET),
+    doc="Prove what you run: the nonce, and each agent's measurement, signed.",
+    server_kind=Kind.HOST,
+)
+FLEET_AGENT = Request(
+    "fleet.agent", health.AgentQuestion, health.AgentDetail, _S.FLEET, OPERATORS, doc="All of one agent."
+)
+FLEET_STANDING = Request(
+    "fleet.standing",
+    health.StandingOrder,
+    health.StandingDone,
+    _S.FLEET,
+    senders(_S.CLI),
+    doc="Quarantine or release agents.",
+)
+FLEET_APPROVE = Request(
+    "fleet.approve",
+    health.Approval,
+    health.StandingDone,
+    _S.FLEET,
+    senders(_S.CLI),
+    doc="Allow agents what they run now, after an upgrade.",
 )
 EMERGENCY = Request(
     "router.emergency",
@@ -527,6 +586,11 @@ REQUESTS: tuple[Request[Message, Message], ...] = (
     OBSERVE,
     FLEET_ENROL,
     FLEET_ROSTER,
+    HOST_PING,
+    HOST_ATTEST,
+    FLEET_AGENT,
+    FLEET_STANDING,
+    FLEET_APPROVE,
     EMERGENCY,
     CONSENSUS_EPOCH,
     QPU_LIST,
@@ -540,7 +604,7 @@ ERROR_REPLY = MessageType(
     "error",
     operations.ErrorReply,
     MessageClass.LIVE,
-    senders(*Role, *ServiceName),
+    senders(*Role, *ServiceName, Kind.HOST),
     doc="Why a request failed.",
 )
 
@@ -552,6 +616,21 @@ ENROLMENTS = Bucket(
     fleet.Enrolment,
     senders(_S.FLEET),
     "Which key speaks for an id, by the id's token, and the one-time tokens that were used for it.",
+)
+MEASUREMENTS = Bucket(
+    "measurements",
+    health.MeasurementRecord,
+    senders(_S.FLEET),
+    "What agents may run, by host: the first measurement after an enrolment, and what operators have approved.",
+    # 1,024 agents with names of 63 characters and four measurements each.
+    max_bytes=640 * KIB,
+)
+STANDINGS = Bucket(
+    "standings",
+    health.Standing,
+    senders(_S.FLEET),
+    "Agents that something was or is held against, by name: who is quarantined, and why.",
+    max_bytes=16 * KIB,
 )
 SEALING_KEYS = Bucket(
     "sealing_keys",
@@ -576,6 +655,8 @@ WORKFLOWS = Bucket(
 BUCKETS: tuple[Bucket[Message], ...] = (
     AGENTS,
     ENROLMENTS,
+    MEASUREMENTS,
+    STANDINGS,
     SEALING_KEYS,
     RESERVATIONS,
     WORKFLOWS,
@@ -645,6 +726,12 @@ STREAMS = (
     Stream("QPU_JOBS", ("qpu.job.>",), "workqueue", 3_600, 512 * MIB, "Jobs on QPUs."),
     Stream("RESULTS", ("result.>",), "workqueue", 3_600, 512 * MIB, "Results for workflow."),
 )
+
+
+FROM_QUARANTINE = frozenset(
+    {HEARTBEAT_TYPE.name, HOST_PING.reply_type.name, HOST_ATTEST.reply_type.name, METRICS_TYPE.name}
+)
+"""What is taken from an agent or host in quarantine: that it lives, and what it runs."""
 
 
 def message_types() -> Iterable[MessageType[Message]]:

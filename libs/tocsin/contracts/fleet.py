@@ -58,10 +58,15 @@ class Enrolment(Message):
 
 
 class AgentState(StrEnum):
-    """Health of an agent as fleet sees it."""
+    """How an agent is, as fleet sees it: see docs/reference/agent-states.md."""
 
+    ENROLLED = "enrolled"
     HEALTHY = "healthy"
     SILENT = "silent"
+    GONE = "gone"
+    SUSPECT = "suspect"
+    QUARANTINED = "quarantined"
+    REVOKED = "revoked"
 
 
 class AgentRecord(Message):
@@ -81,8 +86,19 @@ class SealingKeyRecord(Message):
     """ML-KEM-768 public key, then X25519 public key."""
 
 
+MAX_PAGE = 2_048
+"""Agents in one answer: with names of 63 characters 800 kB, below the broker's 1 MB."""
+
+
 class RosterRequest(Message):
-    """Ask for all agents."""
+    """Ask for agents by name, a page at a time."""
+
+    role: Role | None = None
+    state: AgentState | None = None
+    host: Name | None = None
+    after: Name | None = None
+    """The last name of the page before."""
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = MAX_PAGE
 
 
 class RosterEntry(Message):
@@ -91,12 +107,20 @@ class RosterEntry(Message):
     agent: AgentRecord
     state: AgentState
     last_seen_ns: Nanoseconds | None
+    score: Annotated[float, Field(ge=0, le=100)] = 100.0
+    """100: nothing is held against it."""
 
 
 class Roster(Message):
-    """All enrolled agents."""
+    """A page of the enrolled agents."""
 
     entries: Annotated[tuple[RosterEntry, ...], Field(max_length=16_384)]
+    total: Annotated[int, Field(ge=0)] = 0
+    """Agents that the question asks for, on whichever page."""
+    states: dict[AgentState, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """How many of them are in which state."""
+    more: bool = False
+    """Whether another page follows."""
 
 
 class Heartbeat(Message):

@@ -193,7 +193,7 @@ class Request(Generic[Q_co, R_co]):
     message_class: MessageClass = MessageClass.LIVE
     doc: str = ""
     server_kind: Kind = Kind.SERVICE
-    """Who answers: the service's instances or, for ``observe``, an agent."""
+    """Who answers: the service's instances, one agent (``observe``), or one host (``agent.ping``)."""
     asks: tuple[Subject, MessageType[Q_co]] | None = None
     """Subject and type of the question, where it is a message that travels anyway: an emergency."""
     subject: Subject = field(init=False)
@@ -201,15 +201,19 @@ class Request(Generic[Q_co, R_co]):
     reply_type: MessageType[R_co] = field(init=False)
 
     def __post_init__(self) -> None:
-        template = self.verb if self.server_kind is Kind.SERVICE else f"{self.verb}.{{agent}}"
+        # The last token of the subject names the one agent or host that answers.
+        one = {Kind.AGENT: "agent", Kind.HOST: "host"}.get(self.server_kind)
+        template = f"{self.verb}.{{{one}}}" if one else self.verb
         question: MessageType[Q_co] = MessageType(
             self.verb, self.question, self.message_class, self.callers, self.max_bytes, doc=self.doc
         )
-        server = senders(self.service) if self.server_kind is Kind.SERVICE else senders(*Role)
+        server = {Kind.AGENT: senders(*Role), Kind.HOST: senders(Kind.HOST)}.get(
+            self.server_kind, senders(self.service)
+        )
         answer: MessageType[R_co] = MessageType(
             f"{self.verb}.reply", self.answer, MessageClass.LIVE, server, 900 * KIB, doc=self.doc
         )
-        audience = f"service.{self.service.value}" if self.server_kind is Kind.SERVICE else "agent.{agent}"
+        audience = f"{one}.{{{one}}}" if one else f"service.{self.service.value}"
         subject = Subject(self.verb.upper().replace(".", "_"), template, (question,), audience, self.doc)
         if self.asks is not None:
             subject, question = self.asks

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from tocsin.contracts.errors import TocsinError
+
 
 class Exit(IntEnum):
     """Why the command ended."""
@@ -56,3 +58,10 @@ class Exit(IntEnum):
         "Ctrl-C, or SIGTERM; everything that was started has been ended. `up` and `tail`, which run until "
         "then, end with 0.",
     )
+
+
+class NoInputError(TocsinError):
+    """The input file is missing or cannot be read."""
+
+    reason = "no_input"
+    exit_code = Exit.NO_INPUT

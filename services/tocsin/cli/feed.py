@@ -13,22 +13,14 @@ from typing import BinaryIO
 from tocsin.analysis.ingest import IngestStatistics, Record, RecordReader
 from tocsin.analysis.records import Label
 from tocsin.bus import Bus
-from tocsin.cli.exits import Exit
+from tocsin.cli.exits import NoInputError
 from tocsin.contracts.catalogue import OBSERVE
-from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.observations import MAX_FLOWS_PER_BATCH, Flow, IdsAlert, Observations, ObservationsTaken
 
 BATCH = MAX_FLOWS_PER_BATCH // 2
 BATCHES_AHEAD = 4
 ANSWER_TIMEOUT_S = 15.0
 STANDARD_INPUT = "-"
-
-
-class NoInputError(TocsinError):
-    """The input file is missing or cannot be read."""
-
-    reason = "no_input"
-    exit_code = Exit.NO_INPUT
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ ever replaced by another secret: made again, it keeps every key and token and re
     ca/root.pem root.key fleet.pem fleet.key   the authority; root.key certifies services, signs epochs, revokes keys
     ca/revocations                             the last list of revoked keys, once there is one
     credentials/<service>/                     ca.pem, <service>-<instance>.key and .chain
-    broker/token reader-token users.conf       the broker's accounts
+    broker/token reader-token system-token users.conf  the broker's accounts
     fleet/root.pem fleet.pem fleet.key tokens.json
     hosts/<host>/env tokens.json credentials/ca.pem
     gateway/token                              of the REST interface
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tocsin.agent.settings import carried_agents
 from tocsin.bus import BusSettings, Credentials
-from tocsin.bus.accounts import open_accounts, service_password
+from tocsin.bus.accounts import open_accounts, service_password, system_password
 from tocsin.bus.credentials import read
 from tocsin.bus.enrolment import IssuedToken, read_tokens
 from tocsin.bus.folder import check_layout, claim_folder
@@ -174,6 +174,11 @@ class Installation:
     def broker_token(self) -> Path:
         """The password of the broker's account for everyone in the installation."""
         return service_password(self.folder / "broker")
+
+    @property
+    def system_token(self) -> Path:
+        """The password of fleet's second connection, by which it hears which process is gone."""
+        return system_password(self.folder / "broker")
 
     @property
     def tokens_file(self) -> Path:

@@ -30,7 +30,7 @@ from tocsin.analysis.inventory.judging import (
 )
 from tocsin.analysis.inventory.model import Endpoint, Inventory
 from tocsin.analysis.inventory.ranking import Ranked, rank
-from tocsin.cli.exits import Exit
+from tocsin.cli.exits import Exit, NoInputError
 from tocsin.contracts.errors import InvalidInputError
 from tocsin.crypto.keys import replace_private
 
@@ -118,8 +118,6 @@ def _check(sources: Sources, cbom: Path | None) -> None:
         InvalidInputError: ``nothing_to_read``, ``no_folder``.
         NoInputError: a log cannot be read.
     """
-    from tocsin.cli.feed import NoInputError
-
     if sources.ssl_log is None and not sources.targets and not sources.own:
         raise InvalidInputError(
             "nothing to take an inventory of",

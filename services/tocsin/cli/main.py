@@ -10,28 +10,33 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvloop
 from rich.console import Console
 
-from tocsin.bus import Broker, Bus, stop_on_signal
+from tocsin.bus import stop_on_signal
 from tocsin.bus.service import VERSION
 from tocsin.cli import authority, doctor, respond, tail, traps
+from tocsin.cli.agents_app import app as agents_app
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.cli.installation import Installation
 from tocsin.cli.inventory import inventory_command
-from tocsin.cli.options import DEFAULT_STATE, RemoteOption, Shell, StateOption
+from tocsin.cli.reach import DEFAULT_STATE, RemoteOption, StateOption
+from tocsin.cli.reach import address as _address
+from tocsin.cli.reach import bus as _bus
+from tocsin.cli.reach import read as _read
+from tocsin.cli.reach import run as _run
+from tocsin.cli.reach import show as _show
 from tocsin.contracts.errors import InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import ServiceName, Severity, SpiffeId
 from tocsin.contracts.revocations import RevocationReason
 from tocsin.contracts.routing import MAX_DEADLINE_S, ThreatAlert
 from tocsin.crypto import Authority, TrustStore
-from tocsin.telemetry import Metrics, configure_logging
+from tocsin.telemetry import configure_logging
 
 app = typer.Typer(
     help="Coordinate fleets of security agents: signed, decided by vote, provably delivered.",
@@ -51,6 +56,10 @@ alert_app = typer.Typer(help="Alerts, and the proof of their delivery.", no_args
 app.add_typer(alert_app, name="alert")
 app.command("inventory")(inventory_command)
 
+app.add_typer(agents_app, name="agents")
+respond.register(app)
+traps.register(app)
+
 DEFAULT_STACK = Path("deploy/stack")
 DEFAULT_INGEST = DEFAULT_STATE.with_name("tocsin-ingest")
 StackOption = Annotated[
@@ -63,8 +72,6 @@ PortOption = Annotated[
 ]
 MAX_TEXT = 512
 """Characters of an alert's summary."""
-MAX_FILE_BYTES = 16 * 1024 * 1024
-"""More than any envelope or certificate can have."""
 
 
 @app.command()
@@ -455,51 +462,6 @@ def _discard_output() -> None:
     """Let what is buffered go nowhere: Python writes it at its end, and would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-
-def _run(work: Awaitable[Exit]) -> Exit:
-    async def run() -> Exit:
-        return await work
-
-    return uvloop.run(run())
-
-
-def _bus(state: Path, remote: str | None) -> Bus:
-    """Return the bus of a system that runs, as the `tocsin` command; not yet open."""
-    installation = Installation.find(state)
-    settings = installation.bus_settings(_address(installation, remote), connect_timeout_s=5)
-    return Bus(settings, installation.cli_credentials(), Metrics())
-
-
-def _address(installation: Installation, remote: str | None) -> str:
-    """Return the broker's address: the one given, or that of the `tocsin up` with this folder."""
-    return remote or Broker.address(installation.folder / "broker")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise _no_input(path, error) from error
-    if len(data) > MAX_FILE_BYTES:
-        raise InvalidInputError(f"{path} has more than {MAX_FILE_BYTES} bytes", reason="too_large")
-    return data
-
-
-def _no_input(path: Path, error: OSError) -> TocsinError:
-    from tocsin.cli.feed import NoInputError
-
-    return NoInputError(f"cannot read {path}: {error.strerror}")
-
-
-def _show(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-_shell = Shell(_bus, _run, _read, _show)
-respond.register(app, _shell)
-traps.register(app, _shell)
 
 if __name__ == "__main__":
     main()

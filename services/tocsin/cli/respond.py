@@ -27,9 +27,10 @@ from tocsin.agent.openc2 import (
 )
 from tocsin.agent.protected import parse_address
 from tocsin.bus import Bus, Context
+from tocsin.cli import reach
 from tocsin.cli.alert import raise_alert
 from tocsin.cli.exits import Exit
-from tocsin.cli.options import DEFAULT_STATE, RemoteOption, Shell, StateOption
+from tocsin.cli.reach import DEFAULT_STATE, RemoteOption, StateOption
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import CONSENSUS_DECISION, DELIVER_ALL, EVENT, FLEET_ROSTER
 from tocsin.contracts.decisions import DecisionAnnounced, Outcome, Proposal
@@ -228,7 +229,7 @@ def command_from(action: Action, address: str, lasts: str) -> Command:
     return Command(action=action, address=str(parse_address(address)), duration_s=parse_duration(lasts))
 
 
-def register(app: typer.Typer, shell: Shell) -> None:
+def register(app: typer.Typer) -> None:
     """Add the command."""
 
     @app.command("respond")
@@ -254,18 +255,17 @@ def register(app: typer.Typer, shell: Shell) -> None:
     ) -> None:
         """Ask for a response: the agents vote on it, and guardians carry out what is decided."""
         if openc2 is not None:
-            raise typer.Exit(_as_openc2(shell, openc2, reason, timeout, state, remote))
+            raise typer.Exit(_as_openc2(openc2, reason, timeout, state, remote))
         if action is None or address is None:
             raise InvalidInputError("name an action and an address, or --openc2", reason="bad_command")
         command = command_from(action, address, lasts)
         answers: list[Answer] = []
-        code = shell.run(_ask(shell, command, reason, timeout, state, remote, answers))
-        shell.show(answers[0].json() if as_json else "\n".join(answers[0].lines()))
+        code = reach.run(_ask(command, reason, timeout, state, remote, answers))
+        reach.show(answers[0].json() if as_json else "\n".join(answers[0].lines()))
         raise typer.Exit(code)
 
 
 async def _ask(
-    shell: Shell,
     command: Command,
     reason: str,
     timeout_s: float,
@@ -274,24 +274,24 @@ async def _ask(
     answers: list[Answer],
 ) -> Exit:
     configure_logging("respond", level="error")
-    async with shell.bus(state, remote) as bus:
+    async with reach.bus(state, remote) as bus:
         answer = await Asker(bus, command, reason[:400]).ask(within_s=timeout_s)
     answers.append(answer)
     return answer.exit
 
 
-def _as_openc2(shell: Shell, file: Path, reason: str, timeout_s: float, state: Path, remote: str | None) -> int:
+def _as_openc2(file: Path, reason: str, timeout_s: float, state: Path, remote: str | None) -> int:
     """Carry out a command in OpenC2, and answer in OpenC2, whatever comes."""
     try:
-        parsed = parse_command(shell.read(file))
+        parsed = parse_command(reach.read(file))
         if isinstance(parsed.value, tuple):
-            shell.show(features(parsed.value).encode().decode())
+            reach.show(features(parsed.value).encode().decode())
             return Exit.OK
         command = command_of(parsed)
         answers: list[Answer] = []
-        code = shell.run(_ask(shell, command, reason, timeout_s, state, remote, answers))
+        code = reach.run(_ask(command, reason, timeout_s, state, remote, answers))
     except TocsinError as error:
-        shell.show(refusal(error).encode().decode())
+        reach.show(refusal(error).encode().decode())
         return error.exit_code
-    shell.show(answers[0].openc2().encode().decode())
+    reach.show(answers[0].openc2().encode().decode())
     return code

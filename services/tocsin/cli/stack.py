@@ -149,6 +149,7 @@ class Stack(System):
     def _service_settings(self, service: ServiceName) -> dict[str, str]:
         own = {
             ServiceName.FLEET: {
+                "nats_system_token_file": str(self.installation.system_token),
                 "authority_dir": str(self.installation.tokens_file.parent),
                 "tokens_file": str(self.installation.tokens_file),
             },

@@ -13,19 +13,24 @@ from pathlib import Path
 from typing import TypeVar
 
 from tocsin.bus import Bus, BusSettings, Sent
+from tocsin.bus.roster import read_roster
 from tocsin.cli.authority import sign_as_root
 from tocsin.cli.fleetplan import PlannedAgent
 from tocsin.cli.installation import Installation
-from tocsin.contracts.catalogue import CONSENSUS_EPOCH, CONSENSUS_EPOCHS, FLEET_ROSTER, PING
+from tocsin.contracts.catalogue import CONSENSUS_EPOCH, CONSENSUS_EPOCHS, PING
 from tocsin.contracts.decisions import Epoch, EpochInstalled, Participant
 from tocsin.contracts.errors import UnavailableError
-from tocsin.contracts.fleet import AgentState, Roster, RosterRequest
+from tocsin.contracts.fleet import AgentState, Roster
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.contracts.operations import PingRequest
 from tocsin.evidence.epochs import Seat, make_epoch
 
 T = TypeVar("T")
 
+THERE = frozenset({AgentState.HEALTHY, AgentState.SUSPECT, AgentState.QUARANTINED, AgentState.REVOKED})
+"""States of an agent that nobody waits for any more."""
+OUT = frozenset({AgentState.QUARANTINED, AgentState.REVOKED})
+"""States of an agent that does not count in the next epoch."""
 SERVICES = tuple(service for service in ServiceName if service is not ServiceName.CLI)
 READY_TIMEOUT_S = 60.0
 
@@ -94,8 +99,8 @@ class System:
         expected = {agent.name for agent in self.agents}
 
         async def healthy() -> Roster:
-            roster = await bus.request(FLEET_ROSTER, RosterRequest(), timeout_s=1.0)
-            seen = {entry.agent.name for entry in roster.entries if entry.state is AgentState.HEALTHY}
+            roster = await read_roster(bus, timeout_s=1.0)
+            seen = {entry.agent.name for entry in roster.entries if entry.state in THERE}
             progress("agents", f"{len(expected & seen)} of {len(expected)}")
             if not expected <= seen:
                 missing = sorted(expected - seen)
@@ -138,14 +143,14 @@ class System:
         return await bus.ask_with(CONSENSUS_EPOCH, sent, root_id, timeout_s=10.0)
 
     def _seats(self, bus: Bus, roster: Roster) -> list[Seat]:
-        """Return every enrolled agent with its key, but for those whose key was revoked.
+        """Return every enrolled agent with its key, but for those that are quarantined or whose key was revoked.
 
         Raises:
             UnavailableError: ``unknown_key``: a certificate has not come here yet.
         """
         seats = []
         for entry in roster.entries:
-            if bus.trust.is_revoked(entry.agent.key_id):
+            if entry.state in OUT or bus.trust.is_revoked(entry.agent.key_id):
                 continue
             identity = bus.trust.identity(entry.agent.key_id)
             if identity is None:

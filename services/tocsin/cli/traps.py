@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from tocsin.cli import reach
 from tocsin.cli.exits import Exit
 from tocsin.cli.livefire import standing_sensors
-from tocsin.cli.options import DEFAULT_STATE, RemoteOption, Shell, StateOption
+from tocsin.cli.reach import DEFAULT_STATE, RemoteOption, StateOption
 from tocsin.contracts.observations import SensorReady
 from tocsin.telemetry import configure_logging
 
@@ -22,7 +23,7 @@ def lines(sensors: list[SensorReady], imitates: str | None) -> list[str]:
     ]
 
 
-def register(app: typer.Typer, shell: Shell) -> None:
+def register(app: typer.Typer) -> None:
     """Add the command."""
 
     @app.command("traps")
@@ -35,9 +36,9 @@ def register(app: typer.Typer, shell: Shell) -> None:
 
         async def run() -> Exit:
             configure_logging("traps", level="error")
-            async with shell.bus(state, remote) as bus:
+            async with reach.bus(state, remote) as bus:
                 for line in lines(await standing_sensors(bus), imitates):
-                    shell.show(line)
+                    reach.show(line)
             return Exit.OK
 
-        raise typer.Exit(shell.run(run()))
+        raise typer.Exit(reach.run(run()))

@@ -8,7 +8,19 @@ from datetime import UTC, datetime, timedelta
 
 from tocsin.bus import Bus, Context, Service, handles, subscribes
 from tocsin.bus.enrolment import IssuedToken, read_tokens
-from tocsin.contracts.catalogue import AGENTS, FLEET_ENROL, FLEET_ROSTER, HEARTBEAT
+from tocsin.contracts.catalogue import (
+    AGENTS,
+    AUDIT,
+    EVENT,
+    FLEET_AGENT,
+    FLEET_APPROVE,
+    FLEET_ENROL,
+    FLEET_ROSTER,
+    FLEET_STANDING,
+    HEARTBEAT,
+    METRICS,
+)
+from tocsin.contracts.decisions import Equivocation
 from tocsin.contracts.errors import InvalidInputError, UntrustedError
 from tocsin.contracts.fleet import (
     AgentRecord,
@@ -19,12 +31,27 @@ from tocsin.contracts.fleet import (
     Roster,
     RosterRequest,
 )
+from tocsin.contracts.health import (
+    AgentDetail,
+    AgentQuestion,
+    Approval,
+    StandingAction,
+    StandingDone,
+    StandingOrder,
+)
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
+from tocsin.contracts.operations import MetricsSnapshot, RejectedEnvelope
+from tocsin.contracts.routing import Refusal
 from tocsin.crypto import Algorithm, Authority, key_id
 from tocsin.fleet import admission
+from tocsin.fleet.challenger import Challenger
 from tocsin.fleet.health import HealthBook
+from tocsin.fleet.liveness import Liveness, OnGone
+from tocsin.fleet.reports import reporter_of
 from tocsin.fleet.revocations import RevocationStater
 from tocsin.fleet.settings import FleetSettings
+from tocsin.fleet.standing import StandingKeeper
+from tocsin.fleet.states import Happening
 from tocsin.fleet.store import FleetStore
 from tocsin.telemetry import get_logger
 
@@ -42,7 +69,13 @@ class FleetService(Service[FleetSettings]):
     def __init__(self, bus: Bus, settings: FleetSettings) -> None:
         super().__init__(bus, settings)
         self._store = FleetStore(bus)
-        self._book = HealthBook(silent_after_ns=int(settings.silent_after_s * NS_PER_S))
+        self.book = HealthBook(silent_after_ns=int(settings.silent_after_s * NS_PER_S))
+        self.liveness = Liveness(bus, settings, self.book)
+        self.standing = StandingKeeper(bus, self.book, self.liveness)
+        self.challenger = Challenger(
+            bus, settings, self.book, changed=self.liveness.changed, condemn=self.standing.quarantine
+        )
+        self.liveness.on_change.append(self.challenger.on_change)
         self._authority: Authority
         self._tokens: dict[str, IssuedToken] = {}
         self._tokens_changed_ns = -1
@@ -61,12 +94,26 @@ class FleetService(Service[FleetSettings]):
                 advice="`tocsin ca init` makes fleet.key and fleet.pem",
             )
         await self._read_tokens()
-        await self.bus.records(AGENTS).follow(lambda _, record: self._book.enrol(record))
+        await self.bus.records(AGENTS).follow(self._learn)
+        self.bus.revocations.on_change(self._revoked)
+        self._revoked()
 
     async def started(self) -> None:
-        """Begin to state which keys are revoked."""
+        """Begin to state which keys are revoked, and to look who lives."""
+        self.liveness.start()
+        self.standing.start()
+        self.challenger.start()
         stater = RevocationStater(self.bus, interval_s=self.settings.revocations_interval_s)
         self.bus.spawn(stater.run(), "revocation statements")
+
+    async def stopping(self) -> None:
+        """End the connection by which the broker says who is gone."""
+        await self.liveness.stop()
+
+    @property
+    def on_gone(self) -> list[OnGone]:
+        """Hooks of this process: each is told, at once, of agents that do no work any more (:data:`states.UNFIT`)."""
+        return self.liveness.on_gone
 
     @handles(FLEET_ENROL)
     async def enrol(self, request: EnrolRequest, context: Context) -> Enrolled:
@@ -101,16 +148,107 @@ class FleetService(Service[FleetSettings]):
         return Enrolled(chain=chain)
 
     @handles(FLEET_ROSTER)
-    async def roster(self, _: RosterRequest, context: Context) -> Roster:
-        """Return all agents and how they are."""
-        return Roster(entries=self._book.roster(now_ns=context.now_ns))
+    async def roster(self, asked: RosterRequest, context: Context) -> Roster:
+        """Return a page of the agents that are asked for, and how they are."""
+        return self.book.page(asked, now_ns=context.now_ns, score=self.standing.score)
+
+    @handles(FLEET_AGENT)
+    async def agent(self, asked: AgentQuestion, context: Context) -> AgentDetail:
+        """Return all that is known of one agent.
+
+        Raises:
+            InvalidInputError: ``no_such_agent``.
+        """
+        name = asked.agent
+        entry = self.book.entry(name, now_ns=context.now_ns, score=self.standing.score(name))
+        if entry is None:
+            raise InvalidInputError(f"no agent {name} is enrolled", reason="no_such_agent")
+        record = await self.challenger.allowed(entry.agent.host)
+        allowed = [one for one in record.agents if one.agent == name] if record is not None else []
+        return AgentDetail(
+            entry=entry,
+            standing=self.standing.of(name),
+            doubts=tuple(f"{by}: {why}"[:64] for by, why in sorted(self.book.doubts(name).items())),
+            presented=self.challenger.presented.get(name),
+            attested_ns=self.challenger.attested_ns.get(name),
+            allowed=allowed[0].allowed if allowed else (),
+            held_against=self.standing.ledger.held_against(name, now_ns=context.now_ns),
+        )
+
+    @handles(FLEET_STANDING, concurrency=1)
+    async def order(self, order: StandingOrder, context: Context) -> StandingDone:
+        """Quarantine or release agents, as an operator orders.
+
+        Raises:
+            InvalidInputError: ``no_such_agent``, or ``bad_action``: approvals have a request of their own.
+        """
+        by = context.sender.token
+        if order.action is StandingAction.QUARANTINE:
+            return await self.standing.quarantine(order.agents, order.why, by=by)
+        if order.action is StandingAction.RELEASE:
+            done = await self.standing.release(order.agents, order.why, by=by)
+            for record in filter(None, map(self.book.record, order.agents)):
+                self.challenger.soon(record.host)
+            return done
+        raise InvalidInputError(f"{order.action.value} is ordered otherwise", reason="bad_action")
+
+    @handles(FLEET_APPROVE, concurrency=1)
+    async def approve(self, approval: Approval, context: Context) -> StandingDone:
+        """Allow agents what an operator has seen them run.
+
+        Raises:
+            InvalidInputError: ``no_such_agent``.
+        """
+        changed, unchanged = await self.challenger.approve(approval.agents)
+        await self.standing.approved(changed, by=context.sender.token)
+        return StandingDone(changed=changed, unchanged=unchanged)
+
+    @subscribes(METRICS)
+    async def on_figures(self, _: MetricsSnapshot, context: Context) -> None:
+        """Count who could report."""
+        reporter = reporter_of(context.sender)
+        if reporter is not None:
+            self.standing.population.seen(reporter, at_ns=context.now_ns)
+
+    @subscribes(AUDIT, at={"kind": "rejected"})
+    async def on_rejected(self, rejected: RejectedEnvelope, context: Context) -> None:
+        """Weigh what somebody refused."""
+        self.standing.on_rejected(rejected, context)
+
+    @subscribes(AUDIT, at={"kind": "equivocation"})
+    async def on_equivocation(self, proof: Equivocation, context: Context) -> None:
+        """Verify the proof that an agent has voted twice."""
+        await self.standing.on_equivocation(proof, context)
+
+    @subscribes(EVENT, at={"service": "router", "kind": "refusal"})
+    async def on_refusal(self, refusal: Refusal, context: Context) -> None:
+        """Weigh what a router did not forward."""
+        self.standing.on_refusal(refusal, context)
 
     @subscribes(HEARTBEAT)
     async def on_heartbeat(self, beat: Heartbeat, context: Context) -> None:
         """Take a host's word for its own agents; the bus has checked that the host itself sent it."""
-        counted = self._book.beat(context.sender.name, beat.agents, at_ns=context.now_ns)
+        counted, changes = self.book.beat(
+            context.sender.name, beat.agents, at_ns=context.now_ns, sent_ns=context.content.issued_at
+        )
+        self.liveness.changed(changes, f"heard of by host {context.sender.name}")
         if counted < len(beat.agents):
             self.metrics.count("heartbeats_of_others", len(beat.agents) - counted)
+
+    def _learn(self, _: str, record: AgentRecord) -> None:
+        self.liveness.changed(self.book.enrol(record), "enrolled anew")
+        self.standing.apply(record.name)
+        if self.bus.trust.is_revoked(record.key_id):
+            self.liveness.changed(self.book.happen(Happening.REVOKED, [record.name]), "its key was revoked")
+
+    def _revoked(self) -> None:
+        """Take note of agents whose keys count no more."""
+        names = [name for name in self.book.names() if self._is_revoked(name)]
+        self.liveness.changed(self.book.happen(Happening.REVOKED, names), "their keys were revoked")
+
+    def _is_revoked(self, name: str) -> bool:
+        record = self.book.record(name)
+        return record is not None and self.bus.trust.is_revoked(record.key_id)
 
     async def _read_tokens(self) -> None:
         """Read the tokens file if it changed: who operates fleet may add to it while fleet runs.

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tocsin.bus import BusSettings
+from tocsin.bus.accounts import SYSTEM_USER
 
 
 class FleetSettings(BusSettings):
@@ -19,6 +20,22 @@ class FleetSettings(BusSettings):
     tokens_file: Path = Field(
         Path("tokens.json"),
         description="One-time enrolment tokens, a JSON list, mode 0600; read again when it changes.",
+    )
+    nats_system_user: str = Field(
+        SYSTEM_USER,
+        description="User of the broker's system account, by which fleet hears whose connection has ended.",
+    )
+    nats_system_token_file: Path | None = Field(
+        None, description="File with its password; without it fleet knows by missing heartbeats alone."
+    )
+    gone_check_s: Annotated[float, Field(ge=0.05, le=30)] = Field(
+        1.0, description="How long a host whose connection has ended has to say that it lives, in seconds."
+    )
+    challenge_interval_s: Annotated[float, Field(ge=0.2, le=86_400)] = Field(
+        60.0, description="How often a host has to prove what its agents run, in seconds."
+    )
+    challenge_timeout_s: Annotated[float, Field(ge=0.1, le=30)] = Field(
+        5.0, description="How long a host has to answer such a challenge, in seconds."
     )
     certificate_lifetime_s: Annotated[float, Field(ge=10, le=30 * 86_400)] = Field(
         86_400.0, description="How long a host's or an agent's certificate is good, in seconds."

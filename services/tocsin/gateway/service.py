@@ -7,11 +7,11 @@ import ipaddress
 from typing import ClassVar
 
 from tocsin.bus import Bus, Service
+from tocsin.bus.roster import read_roster
 from tocsin.bus.service import VERSION
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import FLEET_ROSTER, MONITOR_FIGURES, PING, QPU_LIST
+from tocsin.contracts.catalogue import MONITOR_FIGURES, PING, QPU_LIST
 from tocsin.contracts.errors import TocsinError, UnavailableError
-from tocsin.contracts.fleet import RosterRequest
 from tocsin.contracts.identifiers import ServiceName
 from tocsin.contracts.operations import FiguresRequest, PingRequest, Pong
 from tocsin.contracts.quantum import QpuListRequest
@@ -69,7 +69,7 @@ class GatewayService(Service[GatewaySettings]):
 
     async def agents(self) -> Message:
         """Return the roster."""
-        return await self.bus.request(FLEET_ROSTER, RosterRequest(), timeout_s=self.settings.api_bus_timeout_s)
+        return await read_roster(self.bus, timeout_s=self.settings.api_bus_timeout_s)
 
     async def qpus(self) -> Message:
         """Return the QPUs."""

@@ -19,10 +19,10 @@ from tocsin.router.announcer import Announcer
 from tocsin.router.clocks import ClockTeller
 from tocsin.router.copies import Copies
 from tocsin.router.emergencies import Emergencies
-from tocsin.router.limits import RateLimits
+from tocsin.router.limits import Excess, RateLimits
 from tocsin.router.policy import route
 from tocsin.router.pursuit import ACCOUNTS, ALERTS_OF_ALL, Pursuit
-from tocsin.router.recipients import check_recipients
+from tocsin.router.recipients import check_recipients, check_standing
 from tocsin.router.settings import RouterSettings
 
 STOP_TIMEOUT_S = 3.0
@@ -47,6 +47,7 @@ class RouterService(Service[RouterSettings]):
             burst=settings.burst_per_sender,
             known=self._knows,
         )
+        self.excess = Excess(per_s=settings.messages_per_sender_per_s)
         self._clocks = ClockTeller(bus, self.announcer, per_s=settings.clock_checks_per_s)
 
     async def prepare(self) -> None:
@@ -72,6 +73,9 @@ class RouterService(Service[RouterSettings]):
     async def forward(self, body: Message, context: Context) -> None:
         """Forward one message, or tell its sender why not."""
         content = context.content
+        for name in self.excess.verified(context.sender.name, at_s=time.monotonic()):
+            self.metrics.count("rates_exceeded")
+            self.announcer.exceeded(name)
         if self.limits.proved(context.sender.name):
             self.announcer.limited(context.sender.name, self.limits.refusal(context.sender.name))
         try:
@@ -79,6 +83,10 @@ class RouterService(Service[RouterSettings]):
                 content.type, context.sender, content.audience, context.priority, body, self.roster.role_of
             )
             check_recipients(context.kind, body, self.sealing_keys.roles_of)
+            standings = self.bus.standings
+            check_standing(
+                context.kind, way.audience, body, standings.is_quarantined, self.sealing_keys.is_quarantined
+            )
             if way.backup is not None:
                 await self.emergencies.take(way, body, context)
         except (DeniedError, InvalidInputError, UntrustedError) as error:
@@ -126,6 +134,7 @@ class RouterService(Service[RouterSettings]):
         except ExhaustedError as error:
             self.metrics.count(f"refused.{error.reason}")
             if self.limits.is_proven(sender):
+                self.excess.held_back(sender)
                 self.announcer.limited(sender, error)
             raise
 

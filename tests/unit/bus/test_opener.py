@@ -436,11 +436,11 @@ def test_nobody_else_can_answer_or_refuse(sender: SpiffeId) -> None:
 
 def test_only_the_agent_that_was_asked_can_refuse_an_observation() -> None:
     by = known()
-    arrival = Arrival.reply("inbox", OBSERVE, "service.monitor.0", CORRELATION, agent="sentinel-1")
+    arrival = Arrival.reply("inbox", OBSERVE, "service.monitor.0", CORRELATION, server="sentinel-1")
     with pytest.raises(UntrustedError) as caught:
         by.open(answer(GUARDIAN, "error", REFUSAL), arrival, now_ns=NOW)
     assert caught.value.reason == "wrong_subject"
-    own = Arrival.reply("inbox", OBSERVE, "service.monitor.0", CORRELATION, agent="guardian-1")
+    own = Arrival.reply("inbox", OBSERVE, "service.monitor.0", CORRELATION, server="guardian-1")
     by.open(answer(GUARDIAN, "error", REFUSAL), own, now_ns=NOW)
 
 

@@ -19,26 +19,26 @@ def book() -> HealthBook:
     return made
 
 
-def test_an_agent_that_was_never_heard_is_silent() -> None:
-    assert book().state("a", now_ns=0) is AgentState.SILENT
+def test_an_agent_that_was_never_heard_is_enrolled() -> None:
+    assert book().state("a", now_ns=0) is AgentState.ENROLLED
 
 
 def test_an_agent_is_healthy_for_thirty_seconds_and_no_longer() -> None:
     health = book()
-    assert health.beat("h1", ["a"], at_ns=100 * S) == 1
+    assert health.beat("h1", ["a"], at_ns=100 * S)[0] == 1
     assert health.state("a", now_ns=130 * S) is AgentState.HEALTHY
     assert health.state("a", now_ns=130 * S + 1) is AgentState.SILENT
 
 
 def test_only_its_own_host_speaks_for_an_agent() -> None:
     health = book()
-    assert health.beat("h2", ["a"], at_ns=100 * S) == 0
-    assert health.state("a", now_ns=100 * S) is AgentState.SILENT
+    assert health.beat("h2", ["a"], at_ns=100 * S) == (0, [])
+    assert health.state("a", now_ns=100 * S) is AgentState.ENROLLED
 
 
 def test_nobody_is_made_up_by_a_heartbeat() -> None:
     health = book()
-    assert health.beat("h1", ["a", "nobody"], at_ns=100 * S) == 1
+    assert health.beat("h1", ["a", "nobody"], at_ns=100 * S)[0] == 1
     assert [entry.agent.name for entry in health.roster(now_ns=100 * S)] == ["a"]
 
 
@@ -53,9 +53,9 @@ def test_an_agent_that_moves_must_be_heard_from_its_new_host() -> None:
     health = book()
     health.beat("h1", ["a"], at_ns=100 * S)
     health.enrol(record("a", "h2"))
-    assert health.state("a", now_ns=100 * S) is AgentState.SILENT
-    assert health.beat("h1", ["a"], at_ns=101 * S) == 0
-    assert health.beat("h2", ["a"], at_ns=101 * S) == 1
+    assert health.state("a", now_ns=100 * S) is AgentState.ENROLLED
+    assert health.beat("h1", ["a"], at_ns=101 * S)[0] == 0
+    assert health.beat("h2", ["a"], at_ns=101 * S)[0] == 1
 
 
 def test_a_record_that_comes_again_keeps_the_health() -> None:
