@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, cast
@@ -42,6 +43,7 @@ from tocsin.bus.priorities import URGENT, Admit, PriorityLines
 from tocsin.bus.proving import Prover
 from tocsin.bus.reader import StreamReader
 from tocsin.bus.records import Records
+from tocsin.bus.renewal import CertificateKeeper
 from tocsin.bus.replay import Ledger
 from tocsin.bus.requests import RESEND_S, URGENT_RESEND_S, Replies, error_reply
 from tocsin.bus.revocations import NS_PER_S, RevocationBook, RevocationFollower
@@ -66,7 +68,7 @@ from tocsin.contracts.errors import (
     UnavailableError,
     UntrustedError,
 )
-from tocsin.contracts.identifiers import Priority, SpiffeId
+from tocsin.contracts.identifiers import Kind, Priority, SpiffeId
 from tocsin.contracts.operations import MetricsSnapshot
 from tocsin.contracts.subjects import Bucket, MessageType, Request, Subject
 from tocsin.crypto import LocalKey, TrustStore, leaf_hash, select_backend
@@ -151,8 +153,11 @@ class Bus:
             )
             if self.credentials.chain:
                 self.trust.add_chain(self.credentials.chain)
-                await self._directory.publish(self.id, self.credentials.chain)
             await self._directory.start(self.spawn, timeout_s=self.settings.connect_timeout_s)
+            if self.credentials.chain:
+                # What the bucket has may be a renewal that this process could not write down.
+                self.adopt_latest()
+                await self._directory.publish(self.id, self.credentials.chain)
             await self.revocations.start()
             self.require_not_revoked(self.id, self.credentials.key)
         except BaseException:
@@ -160,6 +165,9 @@ class Bus:
             raise
         if self.credentials.chain:
             self.start_reporting()
+        if self.credentials.source is not None and self.id.kind is Kind.SERVICE:
+            keeper = CertificateKeeper(self, self.credentials.source)
+            self.spawn(keeper.run(), "certificate")
         return self
 
     async def __aexit__(
@@ -245,6 +253,12 @@ class Bus:
                 reason="revoked",
                 advice="give it a new key: docs/how-to/revoke-a-key.md",
             )
+
+    def adopt_latest(self) -> None:
+        """Take the latest chain that is known of the own key as this process's own."""
+        identity = self.trust.identity(self.credentials.key.signer.key_id)
+        if identity is not None and identity.chain != self.credentials.chain:
+            self.credentials = replace(self.credentials, chain=identity.chain)
 
     def add_key(self, key: LocalKey, ids: tuple[SpiffeId, ...]) -> BatchSigner:
         """Let this process sign as ``ids`` with ``key`` (an agent with a key of its own)."""

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from tocsin.bus import Bus, Context, Service, handles, subscribes
-from tocsin.bus.enrolment import IssuedToken, read_tokens
-from tocsin.contracts.catalogue import AGENTS, FLEET_ENROL, FLEET_ROSTER, HEARTBEAT
-from tocsin.contracts.errors import InvalidInputError, UntrustedError
+from tocsin.contracts.catalogue import AGENTS, FLEET_ENROL, FLEET_RENEW, FLEET_ROSTER, HEARTBEAT
+from tocsin.contracts.errors import TocsinError, UnavailableError, UntrustedError
 from tocsin.contracts.fleet import (
     AgentRecord,
     Enrolled,
     Enrolment,
     EnrolRequest,
     Heartbeat,
+    RenewRequest,
     Roster,
     RosterRequest,
 )
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
-from tocsin.crypto import Algorithm, Authority, key_id
+from tocsin.crypto import Algorithm, key_id
 from tocsin.fleet import admission
+from tocsin.fleet.authority import AuthorityKeeper
 from tocsin.fleet.health import HealthBook
 from tocsin.fleet.revocations import RevocationStater
 from tocsin.fleet.settings import FleetSettings
 from tocsin.fleet.store import FleetStore
+from tocsin.fleet.tokens import TokenBook
 from tocsin.telemetry import get_logger
 
-AUTHORITY_NAME = "fleet"
+T = TypeVar("T")
+
 NS_PER_S = 1_000_000_000
+STALE = "stale"
+"""Two instances at once for one id: asked again, it is answered."""
 
 log = get_logger(__name__)
 
@@ -43,9 +50,10 @@ class FleetService(Service[FleetSettings]):
         super().__init__(bus, settings)
         self._store = FleetStore(bus)
         self._book = HealthBook(silent_after_ns=int(settings.silent_after_s * NS_PER_S))
-        self._authority: Authority
-        self._tokens: dict[str, IssuedToken] = {}
-        self._tokens_changed_ns = -1
+        self._keeper = AuthorityKeeper(
+            bus, settings.authority_dir, service_lifetime_s=settings.service_lifetime_s
+        )
+        self._tokens = TokenBook(settings.tokens_file, bus.metrics)
 
     async def prepare(self) -> None:
         """Read the authority and the tokens, and learn who is enrolled.
@@ -53,20 +61,15 @@ class FleetService(Service[FleetSettings]):
         Raises:
             InvalidInputError: ``wrong_authority``: not an intermediate of this trust domain.
         """
-        self._authority = Authority.load(self.settings.authority_dir, AUTHORITY_NAME, backend=self.bus.backend)
-        if self._authority.is_root or self._authority.id.domain != self.bus.trust.domain:
-            raise InvalidInputError(
-                f"{self._authority.id} is no intermediate authority of {self.bus.trust.domain}",
-                reason="wrong_authority",
-                advice="`tocsin ca init` makes fleet.key and fleet.pem",
-            )
-        await self._read_tokens()
+        await self._keeper.load()
+        await self._tokens.load()
         await self.bus.records(AGENTS).follow(lambda _, record: self._book.enrol(record))
 
     async def started(self) -> None:
         """Begin to state which keys are revoked."""
         stater = RevocationStater(self.bus, interval_s=self.settings.revocations_interval_s)
         self.bus.spawn(stater.run(), "revocation statements")
+        self.bus.spawn(self._keeper.run(), "authority")
 
     @handles(FLEET_ENROL)
     async def enrol(self, request: EnrolRequest, context: Context) -> Enrolled:
@@ -77,21 +80,55 @@ class FleetService(Service[FleetSettings]):
 
         Raises:
             UntrustedError: ``revoked``: the key counts no more, so nothing is certified for it.
-            TocsinError: as :func:`admission.admit` and :func:`admission.bind`.
+            TocsinError: as :func:`admission.admit`, :func:`admission.bind` and :func:`admission.require_open`.
         """
+        return await self._audited(self._enrol(request, context), context)
+
+    @handles(FLEET_RENEW)
+    async def renew(self, _: RenewRequest, context: Context) -> Enrolled:
+        """Give longer life to the certificate by which this was asked: the root has vouched for it once.
+
+        Raises:
+            UntrustedError: ``not_from_root``, or ``unknown_key``: it was revoked meanwhile.
+        """
+        return await self._audited(self._renew(context), context)
+
+    async def _audited(self, work: Awaitable[T], context: Context) -> T:
+        """Do the work; a refusal is audited like an envelope that does not hold: somebody wanted what is not theirs."""
+        try:
+            return await work
+        except UnavailableError:
+            raise
+        except TocsinError as error:
+            if error.reason != STALE:
+                self.bus.reject(error, context.subject, context.data)
+            raise
+
+    async def _renew(self, context: Context) -> Enrolled:
+        identity = self.bus.trust.identity(context.key_id)
+        if identity is None or self.bus.trust.is_revoked(context.key_id):
+            raise UntrustedError("this key counts no more", reason="revoked")
+        chain = await asyncio.to_thread(self._keeper.renew, identity)
+        await self.bus.put_identity(context.sender, chain)
+        self.metrics.count("services_renewed")
+        return Enrolled(chain=chain)
+
+    async def _enrol(self, request: EnrolRequest, context: Context) -> Enrolled:
         if self.bus.trust.is_revoked(context.key_id):
             raise UntrustedError("this key was revoked", reason="revoked", advice="make a new key")
-        if request.token_id not in self._tokens:
-            await self._read_tokens()
-        ids = admission.admit(request, context.sender, self._tokens, self._authority.id.domain)
+        await self._tokens.refresh()
+        tokens = self._tokens.tokens
+        ids = admission.admit(request, context.sender, tokens, self.bus.trust.domain)
         held = await self._store.enrolments(ids)
+        now_ns = time.time_ns()
         bound = admission.bind_all(
             ids,
             held,
             token_id=request.token_id,
             key_id=key_id(request.public_key),
-            now_ns=time.time_ns(),
+            now_ns=now_ns,
         )
+        admission.require_open(tokens[request.token_id], held, bound, now_ns=now_ns)
         await self._store.bind(held, bound)
         chain = await asyncio.to_thread(self._issue, request, bound)
         await self.bus.put_identity(ids[0], chain)
@@ -112,21 +149,8 @@ class FleetService(Service[FleetSettings]):
         if counted < len(beat.agents):
             self.metrics.count("heartbeats_of_others", len(beat.agents) - counted)
 
-    async def _read_tokens(self) -> None:
-        """Read the tokens file if it changed: who operates fleet may add to it while fleet runs.
-
-        Raises:
-            InvalidInputError: ``bad_tokens_file``: those that are known stay in force.
-        """
-        path = self.settings.tokens_file
-        changed_ns = await asyncio.to_thread(lambda: path.stat().st_mtime_ns if path.exists() else 0)
-        if changed_ns != self._tokens_changed_ns:
-            tokens = await asyncio.to_thread(read_tokens, path, IssuedToken)
-            self._tokens = {token.token_id: token for token in tokens}
-            self._tokens_changed_ns = changed_ns
-
     def _issue(self, request: EnrolRequest, bound: dict[SpiffeId, Enrolment]) -> tuple[bytes, ...]:
-        certificate = self._authority.issue(
+        certificate = self._keeper.authority.issue(
             ids=tuple(bound),
             public_key=request.public_key,
             algorithm=Algorithm(request.algorithm),
