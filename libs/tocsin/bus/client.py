@@ -159,6 +159,8 @@ class Bus:
                 self.adopt_latest()
                 await self._directory.publish(self.id, self.credentials.chain)
             await self.revocations.start()
+            # A revoked authority's renewal gives way to what the root itself has certified.
+            self.adopt_latest()
             self.require_not_revoked(self.id, self.credentials.key)
         except BaseException:
             await self.__aexit__(None, None, None)

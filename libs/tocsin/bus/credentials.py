@@ -65,6 +65,11 @@ class Credentials:
             )
         return cls(spiffe_id, key, chain, root_pem, (directory, name))
 
+    def half_over(self, *, now_ns: int) -> bool:
+        """Tell whether half of the certificate's life is over."""
+        identity = TrustStore(self.root_pem).add_chain(self.chain)
+        return now_ns > (identity.issued_ns + identity.not_after_ns) // 2
+
     def require_valid(self, *, now_ns: int) -> None:
         """Check that the certificate is valid now: with another one nobody would believe this process.
 

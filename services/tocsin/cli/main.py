@@ -9,28 +9,31 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
 
-import platformdirs
 import typer
 import uvloop
 from rich.console import Console
 
-from tocsin.bus import Broker, Bus, stop_on_signal
+from tocsin.bus import stop_on_signal
 from tocsin.bus.service import VERSION
-from tocsin.cli import authority, doctor, tail
+from tocsin.cli import authority, doctor, fleet_commands, tail
+from tocsin.cli.connect import DEFAULT_STATE
+from tocsin.cli.connect import address as _address
+from tocsin.cli.connect import open_bus as _bus
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.cli.installation import Installation
-from tocsin.contracts.errors import InvalidInputError, TocsinError
+from tocsin.contracts.errors import ConflictError, InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import ServiceName, Severity, SpiffeId
 from tocsin.contracts.revocations import RevocationReason
 from tocsin.contracts.routing import MAX_DEADLINE_S, ThreatAlert
 from tocsin.crypto import Authority, TrustStore
-from tocsin.telemetry import Metrics, configure_logging
+from tocsin.telemetry import configure_logging
 
 app = typer.Typer(
     help="Coordinate fleets of security agents: signed, decided by vote, provably delivered.",
@@ -49,7 +52,6 @@ app.add_typer(agent_app, name="agent")
 alert_app = typer.Typer(help="Alerts, and the proof of their delivery.", no_args_is_help=True)
 app.add_typer(alert_app, name="alert")
 
-DEFAULT_STATE = Path(platformdirs.user_state_dir("tocsin"))
 DEFAULT_STACK = Path("deploy/stack")
 StateOption = Annotated[Path, typer.Option(help="State folder of `tocsin up`, or the one of `tocsin init`.")]
 StackOption = Annotated[
@@ -64,6 +66,7 @@ HostsOption = Annotated[int, typer.Option(help="How many agent hosts (processes)
 PortOption = Annotated[
     int, typer.Option(min=-1, max=65535, help="Port of the embedded broker; -1 takes a free one.")
 ]
+fleet_commands.register(agent_app, ca_app)
 MAX_TEXT = 512
 """Characters of an alert's summary."""
 MAX_FILE_BYTES = 16 * 1024 * 1024
@@ -203,16 +206,26 @@ def agent_invite(
     host: Annotated[str, typer.Argument(help="Name of the new host.")],
     agents: Annotated[list[str], typer.Argument(help="Its agents, name:role each.")],
     out: Annotated[Path, typer.Option(help="Folder to make, with all that the host needs.")],
+    expires: Annotated[str, typer.Option(help="How long it can enrol, e.g. 30m, 1h or 2d.")] = "1h",
     state: StateOption = DEFAULT_STATE,
     remote: RemoteOption = None,
 ) -> None:
-    """Let a host of your own join an installation: one-time tokens, and its settings."""
-    from tocsin.cli.invite import invite, parse_agents
+    """Let a host on this machine join an installation: one-time tokens, and its settings."""
+    from tocsin.cli.invite import issue_ticket, parse_agents, parse_duration, unpack
 
     installation = Installation.find(state.absolute())
     url = _address(installation, remote)
-    env = invite(installation, url, host, parse_agents(agents, host), out.absolute())
-    _show(f"{env}")
+    if out.exists():
+        raise ConflictError(f"{out} exists already", reason="file_exists", advice="choose another --out")
+    ticket = issue_ticket(
+        installation,
+        url,
+        host,
+        parse_agents(agents, host),
+        expires_s=parse_duration(expires),
+        now_ns=time.time_ns(),
+    )
+    _show(f"{unpack(ticket, out.absolute())}")
 
 
 @alert_app.command("send")
@@ -426,18 +439,6 @@ def _run(work: Awaitable[Exit]) -> Exit:
         return await work
 
     return uvloop.run(run())
-
-
-def _bus(state: Path, remote: str | None) -> Bus:
-    """Return the bus of a system that runs, as the `tocsin` command; not yet open."""
-    installation = Installation.find(state)
-    settings = installation.bus_settings(_address(installation, remote), connect_timeout_s=5)
-    return Bus(settings, installation.cli_credentials(), Metrics())
-
-
-def _address(installation: Installation, remote: str | None) -> str:
-    """Return the broker's address: the one given, or that of the `tocsin up` with this folder."""
-    return remote or Broker.address(installation.folder / "broker")
 
 
 def _read(path: Path) -> bytes:
