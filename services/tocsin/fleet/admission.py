@@ -55,7 +55,8 @@ def admit(
         raise UntrustedError("no such enrolment token", reason="bad_token")
     if request.host != token.host or (request.names_host and not token.names_host):
         raise DeniedError(f"token {token.token_id} is not for host {request.host}", reason="wrong_host")
-    beyond = [agent.name for agent in request.agents if agent not in token.agents]
+    promised = {(agent.name, agent.role) for agent in token.agents}
+    beyond = [agent.name for agent in request.agents if (agent.name, agent.role) not in promised]
     if beyond:
         raise DeniedError(
             f"token {token.token_id} is not for {', '.join(beyond[:5])} in that role", reason="wrong_agents"

@@ -54,6 +54,7 @@ class FleetService(Service[FleetSettings]):
             bus, settings.authority_dir, service_lifetime_s=settings.service_lifetime_s
         )
         self._tokens = TokenBook(settings.tokens_file, bus.metrics)
+        self._enrolling: dict[tuple[SpiffeId, bytes], asyncio.Task[Enrolled]] = {}
 
     async def prepare(self) -> None:
         """Read the authority and the tokens, and learn who is enrolled.
@@ -82,7 +83,7 @@ class FleetService(Service[FleetSettings]):
             UntrustedError: ``revoked``: the key counts no more, so nothing is certified for it.
             TocsinError: as :func:`admission.admit`, :func:`admission.bind` and :func:`admission.require_open`.
         """
-        return await self._audited(self._enrol(request, context), context)
+        return await self._audited(self._enrol_once(request, context), context)
 
     @handles(FLEET_RENEW)
     async def renew(self, _: RenewRequest, context: Context) -> Enrolled:
@@ -112,6 +113,19 @@ class FleetService(Service[FleetSettings]):
         await self.bus.put_identity(context.sender, chain)
         self.metrics.count("services_renewed")
         return Enrolled(chain=chain)
+
+    async def _enrol_once(self, request: EnrolRequest, context: Context) -> Enrolled:
+        """Let a host that asks again, since a thousand agents take long, wait for the answer to its first question.
+
+        The code covers all of the request but who asks, so what has both the same is the same.
+        """
+        asked = (context.sender, request.mac)
+        running = self._enrolling.get(asked)
+        if running is None:
+            running = asyncio.create_task(self._enrol(request, context))
+            self._enrolling[asked] = running
+            running.add_done_callback(lambda _: self._enrolling.pop(asked, None))
+        return await asyncio.shield(running)
 
     async def _enrol(self, request: EnrolRequest, context: Context) -> Enrolled:
         if self.bus.trust.is_revoked(context.key_id):
