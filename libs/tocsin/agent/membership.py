@@ -18,6 +18,9 @@ from tocsin.contracts.fleet import SealingKeyRecord
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.telemetry import Metrics, get_logger
 
+AT_ONCE = 16
+"""Keys that are enrolled, or published, at a time: as many as fleet answers at once. Those beyond would only wait
+there, and ask again."""
 KNOWN_POLL_S = 0.01
 RENEWAL_RETRY = 0.05
 """Share of a certificate's life after which a renewal that failed is tried again."""
@@ -72,9 +75,13 @@ class Membership:
         own = next(iter(self.held.values()))
         for held in self.held.values():
             bus.require_not_revoked(held.id, held.key)
-        await asyncio.gather(
-            *(self._join(bus, group, held, timeout_s=timeout_s) for group, held in self.held.items())
-        )
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def one(group: KeyGroup, held: Credentials) -> None:
+            async with slots:
+                await self._join(bus, group, held, timeout_s=timeout_s)
+
+        await asyncio.gather(*(one(group, held) for group, held in self.held.items()))
         await self._known(bus, timeout_s=timeout_s)
         if not own.chain:
             # With a chain from an earlier run the bus has begun by itself.
@@ -82,7 +89,13 @@ class Membership:
 
     async def publish_sealing_keys(self, bus: Bus) -> None:
         """Open what is sealed to each key group, and tell everyone by which key: signed by the group's own."""
-        await asyncio.gather(*(self._publish_sealing_key(bus, group) for group in self.held))
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def one(group: KeyGroup) -> None:
+            async with slots:
+                await self._publish_sealing_key(bus, group)
+
+        await asyncio.gather(*map(one, self.held))
 
     async def _publish_sealing_key(self, bus: Bus, group: KeyGroup) -> None:
         keys = await asyncio.to_thread(self.wallet.sealing_keys, group)

@@ -13,6 +13,7 @@ reason and never their body.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +50,7 @@ from tocsin.bus.requests import RESEND_S, URGENT_RESEND_S, Replies, error_reply
 from tocsin.bus.revocations import NS_PER_S, RevocationBook, RevocationFollower
 from tocsin.bus.sealing import check_sealing, seal_content
 from tocsin.bus.settings import BusSettings
-from tocsin.bus.signing import BatchSigner
+from tocsin.bus.signing import BatchSigner, SigningThreads
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
     AUDIT,
@@ -83,6 +84,8 @@ Tokens: TypeAlias = Mapping[str, str]
 """The tokens of a subject, by name."""
 NO_TOKENS: Tokens = MappingProxyType({})
 
+MAX_SIGNING_THREADS = 8
+"""Most threads that sign for a process's agents with keys of their own."""
 ENDING_POLL_S = 0.005
 """How often a bus that ends looks whether what was queued has gone out."""
 
@@ -122,6 +125,7 @@ class Bus:
         self._threads = ThreadPoolExecutor(settings.verify_threads, thread_name_prefix="verify-other")
         self._prover = Prover(self.opener, threads=settings.verify_threads)
         self._signers: dict[str, BatchSigner] = {}
+        self._agents_threads: SigningThreads | None = None
         self._main_signer = self.add_key(credentials.key, ())
         self._outbox = Outbox(self.metrics)
         self._rejections = RejectionLog(self.metrics)
@@ -193,6 +197,8 @@ class Bus:
             log.error("tasks_abandoned", tasks=[task.get_name() for task in abandoned])
         for signer in self._all_signers():
             signer.close()
+        if self._agents_threads is not None:
+            self._agents_threads.close()
         self._prover.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -264,7 +270,10 @@ class Bus:
 
     def add_key(self, key: LocalKey, ids: tuple[SpiffeId, ...]) -> BatchSigner:
         """Let this process sign as ``ids`` with ``key`` (an agent with a key of its own)."""
-        signer = BatchSigner(key.signer, self.metrics)
+        if ids and self._agents_threads is None:
+            # Some for all of them: a thread for each of a thousand keys is a thousand threads.
+            self._agents_threads = SigningThreads(min(MAX_SIGNING_THREADS, os.cpu_count() or 1))
+        signer = BatchSigner(key.signer, self.metrics, threads=self._agents_threads if ids else None)
         for spiffe_id in ids:
             self._signers[str(spiffe_id)] = signer
         if getattr(self, "_connection", None) is not None:
