@@ -8,6 +8,7 @@ A class given here takes its role's place; the other roles are the ones that com
 
 from __future__ import annotations
 
+import resource
 import socket
 import sys
 from contextlib import AsyncExitStack
@@ -30,6 +31,7 @@ def run_agents(*classes: type[Agent]) -> None:
 
     async def main() -> None:
         settings = read_settings(HostSettings)
+        _allow_files()
         listen = {"address": _address(settings.trap_address)}
 
         def make(role: Role, name: str) -> Agent:
@@ -55,6 +57,12 @@ def run_agents(*classes: type[Agent]) -> None:
                 log.info("host_stopping", host=settings.host_name)
 
     sys.exit(run_guarded(main))
+
+
+def _allow_files() -> None:
+    """Take as many file handles as the system lets us: honeypots listen, and 1,024 is less than a thousand agents need."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _address(name: str) -> str:
