@@ -60,7 +60,7 @@ def run_agents(*classes: type[Agent]) -> None:
 
 
 def _allow_files() -> None:
-    """Take as many file handles as the system lets us: honeypots listen, and 1,024 is less than a thousand agents need."""
+    """Take as many file handles as the system allows: a thousand agents, honeypots among them, need more than 1,024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
