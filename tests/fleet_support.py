@@ -128,7 +128,11 @@ class FleetWorld:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "ca.pem").write_bytes(self.world.authority.certificate_pem)
         mine = [one for one in self.tokens if one.host == host]
-        held = [one.model_dump(mode="json") | {"agents": [agent.name for agent in one.agents]} for one in mine]
+        held = [
+            one.model_dump(mode="json", exclude={"withdrawn_ns"})
+            | {"agents": [agent.name for agent in one.agents]}
+            for one in mine
+        ]
         (folder / "tokens.json").write_text(json.dumps(held))
         values = self.world.settings().model_dump() | {
             "credentials_dir": folder,

@@ -10,59 +10,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from up_support import START, TOCSIN, Up, running_up, wait_for
 
-TOCSIN = [sys.executable, "-m", "tocsin.cli"]
-START = [*TOCSIN, "up", "--agents", "12", "--hosts", "2"]
 TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorial" / "your-first-agent.md"
-
-
-@dataclass
-class Up:
-    """A running `tocsin up`."""
-
-    process: subprocess.Popen[str]
-    state: Path
-    said: Path
-
-    def wait_for(self, pattern: str, *, within_s: float = 60) -> str:
-        """Wait until the output has a match; return its first group, or all of it."""
-        return wait_for(self.said, pattern, within_s=within_s, alive=lambda: self.process.poll() is None)
-
-
-def wait_for(said: Path, pattern: str, *, within_s: float, alive: Callable[[], bool] = lambda: True) -> str:
-    """Wait until a file has a match."""
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if match := re.search(pattern, said.read_text(errors="replace"), flags=re.DOTALL):
-            return match.group(match.lastindex or 0)
-        assert alive(), said.read_text()
-        time.sleep(0.05)
-    raise AssertionError(f"{pattern!r} not in:\n{said.read_text()}")
 
 
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
-    said = tmp_path / "said"
-    state = tmp_path / "state"
-    with said.open("w") as out:
-        process = subprocess.Popen([*START, "--state", str(state)], stdout=out, stderr=out, text=True)
-    running = Up(process, state, said)
-    try:
-        running.wait_for("Ctrl-C ends it")
+    with running_up(tmp_path) as running:
         yield running
-    finally:
-        running.process.send_signal(signal.SIGINT)
-        try:
-            running.process.wait(30)
-        finally:
-            running.process.kill()
-            running.process.wait()
 
 
 def test_the_tutorials_agent_joins_and_hears_of_an_attack(up: Up, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-from support import World
+from support import DOMAIN, World
 
 from tocsin.contracts.catalogue import EVENT, EVENT_REFUSAL
-from tocsin.contracts.identifiers import ServiceName
+from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.contracts.routing import Refusal
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -39,7 +41,7 @@ async def test_an_outside_tool_verifies_events_without_our_code(world: World, tm
     assert process.stdout is not None
     assert process.stderr is not None
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             assert (await process.stderr.readline()).strip() == b"listening"
             body = Refusal(message=bytes(16), agent="sentinel-01", reason="too_fast", detail="d")
             await asyncio.gather(*(router.event(EVENT_REFUSAL, body) for _ in range(5)))
@@ -57,6 +59,23 @@ async def test_an_outside_tool_verifies_events_without_our_code(world: World, tm
             late = await world.service(ServiceName.ROUTER, "1")
             await late.event(EVENT_REFUSAL, body)
             assert b"service/router/1" in await process.stdout.readline()
+
+            # A renewal by fleet's authority is believed with the root's own certificate, and never without it.
+            now = datetime.now(UTC)
+            fleet = world.authority.issue_intermediate("fleet", now=now)
+            held = world.credentials(SpiffeId.service(DOMAIN, ServiceName.ROUTER, "2"))
+            renewed = fleet.renew(held.chain[0], now=now).chain_der
+            other = world.credentials(SpiffeId.service(DOMAIN, ServiceName.ROUTER, "3"))
+            for wrong in (renewed[:2], (*renewed[:2], other.chain[0])):
+                await router.put_identity(held.id, wrong)
+                assert b"refused certificate service.router.2" in await process.stderr.readline()
+            again = await world.bus(credentials=replace(held, chain=renewed))
+            line = asyncio.ensure_future(process.stdout.readline())
+            while not line.done():
+                # An event may overtake the certificate, and is refused then.
+                await again.event(EVENT_REFUSAL, body)
+                await asyncio.wait({line}, timeout=0.5)
+            assert b"service/router/2" in line.result()
     finally:
         process.kill()
         await process.wait()

@@ -186,12 +186,27 @@ def test_faults_are_made_and_healed_and_the_exit_code_says_whether_all_is_accoun
     assert len(results["not_simply_delivered"]) >= results["unaccounted"]
 
 
+def test_a_fleet_that_enrols_is_measured_and_its_first_limit_named() -> None:
+    parsed = report("agents.py", "--agents", "21", "--hosts", "3", "--seconds", "1", "--settle", "0")
+    found = parsed["results"]
+    assert found["agents"] == 21
+    assert 0 < found["setup_s"]["enrolled"] <= found["setup_s"]["ready"]
+    assert found["hosts"]["processes"] == 3
+    for group in ("hosts", "fleet", "router", "broker"):
+        assert found[group]["uss_mib"] > 1
+        assert set(found[group]["per_1000_agents"]) == {"uss_mib", "cpu_cores"}
+    shares = [one["share"] for one in found["limits"]]
+    assert shares == sorted(shares, reverse=True)
+    assert found["first_limit"] == found["limits"][0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "number"),
     [
         (("routing.py", "--rate", "50", "--seconds", "60"), signal.SIGINT),
         (("routing.py", "--find-max", "--seconds", "60"), signal.SIGTERM),
         (("broadcast.py", "--alerts", "300", "--faults"), signal.SIGTERM),
+        (("agents.py", "--seconds", "60"), signal.SIGTERM),
     ],
 )
 def test_an_interrupted_run_leaves_no_process_behind(
@@ -233,6 +248,7 @@ def test_an_interrupted_run_leaves_no_process_behind(
         (("broadcast.py", "--agents", "1", "--hosts", "1"), 65, "--agents 2"),
         (("broadcast.py", "--pause", "0"), 2, "above zero"),
         (("envelope.py", "--seconds", "nan"), 2, "above zero"),
+        (("agents.py", "--agents", "3000", "--hosts", "2"), 65, "1 to 1024"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_a_line(arguments: tuple[str, ...], code: int, says: str) -> None:

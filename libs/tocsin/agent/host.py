@@ -98,6 +98,22 @@ STATE_LAYOUT = 1
 log = get_logger(__name__)
 
 
+def open_membership(settings: HostSettings) -> Membership:
+    """Read a host's files: the root, the tokens, keys and certificates of an earlier run. Blocking.
+
+    Raises:
+        TocsinError: one is missing or does not hold, e.g. ``wrong_root``, ``no_token`` or ``state_version``.
+    """
+    claim_folder(settings.state_dir, layout=STATE_LAYOUT)
+    root_pem = read(settings.credentials_dir / "ca.pem")
+    backend = select_backend(settings.signature_backend)
+    wallet = Wallet(settings.state_dir / "identity", root_pem, backend)
+    tokens = read_tokens(settings.enrol_tokens_file, HeldToken)
+    check_root(tokens, TrustStore(root_pem, backend).root_fingerprint)
+    groups = key_groups(settings.host_name, settings.carried(), tokens, per_agent=settings.key_scope == "agent")
+    return Membership.open(wallet, groups, now_ns=time.time_ns())
+
+
 class AgentHost:
     """Carries agents. Use with ``async with``; the constructor does no I/O.
 
@@ -202,21 +218,9 @@ class AgentHost:
         log.info("host_ready", host=self.settings.host_name, agents=len(self.agents))
 
     def _prepare(self) -> Membership:
-        """Read files: the root, the tokens, keys and certificates of an earlier run."""
-        claim_folder(self.state_dir, layout=STATE_LAYOUT)
         self._root_pem = read(self.settings.credentials_dir / "ca.pem")
         self._measured = measure(self.agents.values(), self.settings)
-        backend = select_backend(self.settings.signature_backend)
-        wallet = Wallet(self.state_dir / "identity", self._root_pem, backend)
-        tokens = read_tokens(self.settings.enrol_tokens_file, HeldToken)
-        check_root(tokens, TrustStore(self._root_pem, backend).root_fingerprint)
-        groups = key_groups(
-            self.settings.host_name,
-            self.settings.carried(),
-            tokens,
-            per_agent=self.settings.key_scope == "agent",
-        )
-        return Membership.open(wallet, groups, now_ns=time.time_ns())
+        return open_membership(self.settings)
 
     def _settle(self, agent: Agent) -> Resident:
         """Give an agent its host, its id and its inbox; its first job is to start."""

@@ -8,6 +8,7 @@ A class given here takes its role's place; the other roles are the ones that com
 
 from __future__ import annotations
 
+import resource
 import socket
 import sys
 from contextlib import AsyncExitStack
@@ -33,6 +34,7 @@ def run_agents(*classes: type[Agent]) -> None:
 
     async def main() -> None:
         settings = read_settings(HostSettings)
+        _allow_files()
         options = role_options(settings)
         # The first of a role in this host alone: twice would be the same again.
         once: dict[Role, dict[str, object]] = {
@@ -96,6 +98,12 @@ def role_options(settings: HostSettings) -> dict[Role, dict[str, object]]:
 def paths_of(text: str) -> list[Path]:
     """Read paths with commas between them."""
     return [Path(one.strip()) for one in text.split(",") if one.strip()]
+
+
+def _allow_files() -> None:
+    """Take as many file handles as the system allows: a thousand agents, honeypots among them, need more than 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _address(name: str) -> str:

@@ -13,10 +13,12 @@ reason and never their body.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, cast
@@ -42,12 +44,13 @@ from tocsin.bus.priorities import URGENT, Admit, PriorityLines
 from tocsin.bus.proving import Prover
 from tocsin.bus.reader import StreamReader
 from tocsin.bus.records import Records
+from tocsin.bus.renewal import CertificateKeeper
 from tocsin.bus.replay import Ledger
 from tocsin.bus.requests import RESEND_S, URGENT_RESEND_S, Replies, error_reply
 from tocsin.bus.revocations import NS_PER_S, RevocationBook, RevocationFollower
 from tocsin.bus.sealing import check_sealing, seal_content
 from tocsin.bus.settings import BusSettings
-from tocsin.bus.signing import BatchSigner
+from tocsin.bus.signing import BatchSigner, SigningThreads
 from tocsin.bus.standings import Standings
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
@@ -67,7 +70,7 @@ from tocsin.contracts.errors import (
     UnavailableError,
     UntrustedError,
 )
-from tocsin.contracts.identifiers import Priority, SpiffeId
+from tocsin.contracts.identifiers import Kind, Priority, SpiffeId
 from tocsin.contracts.operations import MetricsSnapshot
 from tocsin.contracts.subjects import Bucket, MessageType, Request, Subject
 from tocsin.crypto import LocalKey, TrustStore, leaf_hash, select_backend
@@ -82,6 +85,8 @@ Tokens: TypeAlias = Mapping[str, str]
 """The tokens of a subject, by name."""
 NO_TOKENS: Tokens = MappingProxyType({})
 
+MAX_SIGNING_THREADS = 8
+"""Most threads that sign for a process's agents with keys of their own."""
 ENDING_POLL_S = 0.005
 """How often a bus that ends looks whether what was queued has gone out."""
 
@@ -123,6 +128,7 @@ class Bus:
         self._threads = ThreadPoolExecutor(settings.verify_threads, thread_name_prefix="verify-other")
         self._prover = Prover(self.opener, threads=settings.verify_threads)
         self._signers: dict[str, BatchSigner] = {}
+        self._agents_threads: SigningThreads | None = None
         self._main_signer = self.add_key(credentials.key, ())
         self._outbox = Outbox(self.metrics)
         self._rejections = RejectionLog(self.metrics)
@@ -154,15 +160,23 @@ class Bus:
             )
             if self.credentials.chain:
                 self.trust.add_chain(self.credentials.chain)
-                await self._directory.publish(self.id, self.credentials.chain)
             await self._directory.start(self.spawn, timeout_s=self.settings.connect_timeout_s)
+            if self.credentials.chain:
+                # What the bucket has may be a renewal that this process could not write down.
+                self.adopt_latest()
+                await self._directory.publish(self.id, self.credentials.chain)
             await self.revocations.start()
+            # A revoked authority's renewal gives way to what the root itself has certified.
+            self.adopt_latest()
             self.require_not_revoked(self.id, self.credentials.key)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
         if self.credentials.chain:
             self.start_reporting()
+        if self.credentials.source is not None and self.id.kind is Kind.SERVICE:
+            keeper = CertificateKeeper(self, self.credentials.source)
+            self.spawn(keeper.run(), "certificate")
         return self
 
     async def __aexit__(
@@ -186,6 +200,8 @@ class Bus:
             log.error("tasks_abandoned", tasks=[task.get_name() for task in abandoned])
         for signer in self._all_signers():
             signer.close()
+        if self._agents_threads is not None:
+            self._agents_threads.close()
         self._prover.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -249,9 +265,18 @@ class Bus:
                 advice="give it a new key: docs/how-to/revoke-a-key.md",
             )
 
+    def adopt_latest(self) -> None:
+        """Take the latest chain that is known of the own key as this process's own."""
+        identity = self.trust.identity(self.credentials.key.signer.key_id)
+        if identity is not None and identity.chain != self.credentials.chain:
+            self.credentials = replace(self.credentials, chain=identity.chain)
+
     def add_key(self, key: LocalKey, ids: tuple[SpiffeId, ...]) -> BatchSigner:
         """Let this process sign as ``ids`` with ``key`` (an agent with a key of its own)."""
-        signer = BatchSigner(key.signer, self.metrics)
+        if ids and self._agents_threads is None:
+            # Some for all of them: a thread for each of a thousand keys is a thousand threads.
+            self._agents_threads = SigningThreads(min(MAX_SIGNING_THREADS, os.cpu_count() or 1))
+        signer = BatchSigner(key.signer, self.metrics, threads=self._agents_threads if ids else None)
         for spiffe_id in ids:
             self._signers[str(spiffe_id)] = signer
         if getattr(self, "_connection", None) is not None:

@@ -30,6 +30,8 @@ class Credentials:
     chain: tuple[bytes, ...]
     """Empty before enrolment."""
     root_pem: bytes
+    source: tuple[Path, str] | None = None
+    """The folder and base name that they were read from, where they were."""
 
     @classmethod
     def load(cls, directory: Path, spiffe_id: SpiffeId | None, name: str, backend: SignatureBackend) -> Self:
@@ -61,7 +63,12 @@ class Credentials:
             raise InvalidInputError(
                 f"{name}.chain is for {', '.join(names)[:200]}, not {spiffe_id}", reason="wrong_credentials"
             )
-        return cls(spiffe_id, key, chain, root_pem)
+        return cls(spiffe_id, key, chain, root_pem, (directory, name))
+
+    def half_over(self, *, now_ns: int) -> bool:
+        """Tell whether half of the certificate's life is over."""
+        identity = TrustStore(self.root_pem).add_chain(self.chain)
+        return now_ns > (identity.issued_ns + identity.not_after_ns) // 2
 
     def require_valid(self, *, now_ns: int) -> None:
         """Check that the certificate is valid now: with another one nobody would believe this process.
@@ -88,7 +95,12 @@ class Credentials:
         key = directory / f"{name}.key"
         if not key.exists() or LocalKey.load(key, select_backend()).signer.key_id != self.key.signer.key_id:
             self.key.save(key)
-        (directory / f"{name}.chain").write_bytes(encode_chain(self.chain))
+        fresh = directory / f".{name}.chain.new"
+        fresh.write_bytes(encode_chain(self.chain))
+        chain = directory / f"{name}.chain"
+        if chain.exists():
+            fresh.chmod(chain.stat().st_mode & 0o777)
+        fresh.replace(chain)
         if not (directory / "ca.pem").exists():
             (directory / "ca.pem").write_bytes(self.root_pem)
 

@@ -20,7 +20,7 @@ from typing import Annotated, TypeVar
 import msgpack
 from pydantic import Field, TypeAdapter, ValidationError
 
-from tocsin.contracts.base import Message, Name
+from tocsin.contracts.base import Message, Name, Nanoseconds
 from tocsin.contracts.errors import InvalidInputError, UnavailableError, UntrustedError
 from tocsin.contracts.fleet import MAX_AGENTS_PER_HOST, AgentSpec, EnrolRequest
 
@@ -36,6 +36,8 @@ class EnrolToken(Message):
     secret_hex: Annotated[str, Field(pattern="^([0-9a-f]{2}){16,64}$", repr=False)]
     """16 to 64 random bytes."""
     names_host: bool = True
+    expires_ns: Nanoseconds | None = None
+    """Until when a key can be enrolled with it, nanoseconds since the epoch by fleet's clock; None for ever."""
 
     @property
     def secret(self) -> bytes:
@@ -57,6 +59,8 @@ class IssuedToken(EnrolToken):
 
     host: Name
     agents: Annotated[tuple[AgentSpec, ...], Field(max_length=MAX_AGENTS_PER_HOST)]
+    withdrawn_ns: Nanoseconds | None = None
+    """When it was withdrawn; a key that was enrolled with it before may renew."""
 
 
 T = TypeVar("T", HeldToken, IssuedToken)

@@ -61,6 +61,7 @@ class Records(Generic[M]):
         self._bucket = bucket
         self._kind = cast("Bucket[Message]", bucket)
         self._seen: dict[str, int] = {}
+        self._store: KeyValue | None = None
         self._waiting: set[str] = set()
 
     async def get(self, key: str) -> M | None:
@@ -263,4 +264,7 @@ class Records(Generic[M]):
             raise translate(error, self._bucket.name) from error
 
     async def _kv(self) -> KeyValue:
-        return await self._bus.connection.js.key_value(self._bucket.name)
+        """Return the bucket, which the broker is asked for once: that is a question as long as the read itself."""
+        if self._store is None:
+            self._store = await self._bus.connection.js.key_value(self._bucket.name)
+        return self._store

@@ -166,7 +166,7 @@ class RevocationFollower:
             self._bus.reject(error, context.subject, context.data)
             return
         self._held = context
-        compromised = {e.key_id for e in offered.entries if e.reason is RevocationReason.COMPROMISED}
+        compromised = {e.key_id for e in offered.entries if e.reason is not RevocationReason.RETIRED}
         retired = {e.key_id: e.since_ns for e in offered.entries if e.key_id not in compromised}
         self._bus.trust.revoke(compromised, retired)
         self._bus.metrics.count("revocation_lists")

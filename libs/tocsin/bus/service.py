@@ -295,14 +295,16 @@ async def _serve_until_signal(service_class: type[Service[S]], settings: S) -> N
     credentials = Credentials.load(settings.credentials_dir, None, name, backend)
     if credentials.id.service_name is not service_class.name:
         raise InvalidInputError(f"the credentials are for {credentials.id}", reason="wrong_credentials")
-    credentials.require_valid(now_ns=time.time_ns())
     stop = stop_on_signal()
     holder: list[Service[S]] = []
     with serve_health(name, settings, metrics, ready=lambda: bool(holder) and holder[0].ready):
         async with contextlib.AsyncExitStack() as stack:
             try:
                 opening = stack.enter_async_context(Bus(settings, credentials, metrics))
-                service = service_class(await unless_stopped(stop, opening), settings)
+                bus = await unless_stopped(stop, opening)
+                # After it has looked for a renewal that could not be written down.
+                bus.credentials.require_valid(now_ns=time.time_ns())
+                service = service_class(bus, settings)
                 holder.append(service)
                 await unless_stopped(stop, service.start())
             except StoppedError:

@@ -40,18 +40,45 @@ Taker: TypeAlias = Callable[[bytes | UnavailableError], None]
 """Takes an envelope, or why there is none. It must not raise."""
 
 
-class BatchSigner:
-    """Makes envelopes for one key. Use as a task: :meth:`run` until cancelled."""
+class SigningThreads:
+    """Where signatures are made: batches in some threads, what is urgent in others, so that it never waits for them."""
 
-    def __init__(self, signer: Signer, metrics: Metrics, *, max_batch: int = MAX_BATCH) -> None:
+    def __init__(self, count: int = 1) -> None:
+        self.batch = ThreadPoolExecutor(count, thread_name_prefix="sign")
+        self.urgent = ThreadPoolExecutor(count, thread_name_prefix="sign-urgent")
+
+    def close(self) -> None:
+        """End the threads; what has not begun is cancelled."""
+        self.batch.shutdown(wait=False, cancel_futures=True)
+        self.urgent.shutdown(wait=False, cancel_futures=True)
+
+
+class BatchSigner:
+    """Makes envelopes for one key. Use as a task: :meth:`run` until cancelled.
+
+    Args:
+        signer: signs with the key.
+        metrics: counts what is signed.
+        max_batch: most messages of one signature.
+        threads: those of several keys of one process; without them the key has its own.
+    """
+
+    def __init__(
+        self,
+        signer: Signer,
+        metrics: Metrics,
+        *,
+        max_batch: int = MAX_BATCH,
+        threads: SigningThreads | None = None,
+    ) -> None:
         self._signer = signer
         self._metrics = metrics
         self._max_batch = max_batch
         self._waiting: deque[tuple[bytes, Taker]] = deque()
         self._ready = asyncio.Event()
         self._room = asyncio.Semaphore(MAX_WAITING)
-        self._batch_thread = ThreadPoolExecutor(1, thread_name_prefix="sign")
-        self._urgent_thread = ThreadPoolExecutor(1, thread_name_prefix="sign-urgent")
+        self._threads = SigningThreads() if threads is None else threads
+        self._own_threads = threads is None
         self._pace = Pace()
         self._cost_s = RunningMean()
         self._signing = 0
@@ -63,7 +90,7 @@ class BatchSigner:
             raise UnavailableError("the signer is closed", reason="closing")
         loop = asyncio.get_running_loop()
         if urgent:
-            proofs = await loop.run_in_executor(self._urgent_thread, sign_batch, self._signer, [content_bytes])
+            proofs = await loop.run_in_executor(self._threads.urgent, sign_batch, self._signer, [content_bytes])
             self._count(proofs)
             return encode_envelope(content_bytes, self._signer.key_id, proofs[0])
         async with self._room:
@@ -109,7 +136,7 @@ class BatchSigner:
             self._pace.began(len(batch), now_s=time.monotonic())
             contents = [content for content, _ in batch]
             try:
-                proofs, cost_s = await loop.run_in_executor(self._batch_thread, _sign, self._signer, contents)
+                proofs, cost_s = await loop.run_in_executor(self._threads.batch, _sign, self._signer, contents)
             except BaseException as error:
                 refusal = UnavailableError(f"signing failed: {error}", reason="signing_failed")
                 for _, taker in batch:
@@ -132,8 +159,8 @@ class BatchSigner:
         while self._waiting:
             _, taker = self._waiting.popleft()
             taker(UnavailableError("the signer is closed", reason="closing"))
-        self._batch_thread.shutdown(wait=False, cancel_futures=True)
-        self._urgent_thread.shutdown(wait=False, cancel_futures=True)
+        if self._own_threads:
+            self._threads.close()
 
     def _count(self, proofs: list[Proof]) -> None:
         self._metrics.count("envelopes_signed", len(proofs))

@@ -466,6 +466,14 @@ FLEET_ENROL = Request(
     message_class=MessageClass.ENROL,
     doc="A host asks for its certificate.",
 )
+FLEET_RENEW = Request(
+    "fleet.renew",
+    fleet.RenewRequest,
+    fleet.Enrolled,
+    _S.FLEET,
+    senders(*ServiceName),
+    doc="A service asks for longer life of the certificate that the root gave it.",
+)
 FLEET_ROSTER = Request(
     "fleet.roster",
     fleet.RosterRequest,
@@ -585,6 +593,7 @@ REQUESTS: tuple[Request[Message, Message], ...] = (
     *PING.values(),
     OBSERVE,
     FLEET_ENROL,
+    FLEET_RENEW,
     FLEET_ROSTER,
     HOST_PING,
     HOST_ATTEST,

@@ -39,9 +39,13 @@ class EnrolRequest(Message):
 
 
 class Enrolled(Message):
-    """The host's certificate chain: leaf first, without the root, DER."""
+    """A certificate chain, leaf first, without the root, DER: see :mod:`tocsin.crypto.trust`."""
 
     chain: Annotated[tuple[Annotated[bytes, Field(max_length=262_144)], ...], Field(min_length=1, max_length=4)]
+
+
+class RenewRequest(Message):
+    """A service asks for longer life of its own certificate: the one by whose key this is signed."""
 
 
 class Enrolment(Message):

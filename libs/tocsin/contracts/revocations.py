@@ -20,6 +20,8 @@ class RevocationReason(StrEnum):
 
     COMPROMISED = "compromised"
     """Somebody else may have it: nothing that it signed is believed, whenever that says it was issued."""
+    SUPERSEDED = "superseded"
+    """An authority's key that another has taken the place of: nothing that it vouched for counts any more."""
     RETIRED = "retired"
     """It is out of use: what it signed before that moment stays as good as it was."""
 

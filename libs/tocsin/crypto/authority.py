@@ -1,7 +1,8 @@
 """Issue certificates: the root that is made at installation, and the intermediate that fleet holds.
 
 The root vouches for services, hosts and agents and its key is kept offline after start-up. An intermediate
-vouches for hosts and agents only and cannot make another intermediate. What is issued here is checked
+vouches for hosts and agents only and cannot make another intermediate; of what the root has certified it can
+renew the time, and nothing else (:meth:`Authority.renew`). What is issued here is checked
 against the same rules that every :class:`~tocsin.crypto.trust.TrustStore` holds, so an authority cannot
 hand out a certificate that nobody would accept.
 
@@ -39,6 +40,7 @@ from tocsin.crypto.certificates import (
     MAX_GENERATION,
     Certificate,
     ParsedCertificate,
+    bad_certificate,
     generation_extension,
     violation,
 )
@@ -135,13 +137,32 @@ class Authority:
         if not 0 <= generation <= MAX_GENERATION:
             raise InvalidInputError(f"generation {generation} is out of range", reason="bad_generation")
         period = self._within(_period(now, lifetime))
-        builder = (
-            _builder(openssl.public_key(algorithm, public_key), ids, period, name=x509.Name([]))
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(signs_certificates=False, signs=True), critical=True)
-            .add_extension(generation_extension(generation), critical=False)
-        )
+        builder = _leaf(openssl.public_key(algorithm, public_key), ids, period, generation)
         return Certificate(self._sign(builder), self.chain_der)
+
+    def renew(
+        self, original: bytes, *, now: datetime, lifetime: timedelta = timedelta(hours=24)
+    ) -> Certificate:
+        """Give longer life to what the root has certified: the same key, ids and generation.
+
+        Args:
+            original: DER of the certificate that the root signed; the caller has checked that it did.
+            now: the present, with a time zone.
+            lifetime: how long from now; cut off at the end of this authority's own certificate.
+
+        Raises:
+            DeniedError: ``beyond_authority``: this is the root, which certifies anew instead.
+            InvalidInputError: ``bad_period``.
+            UntrustedError: ``bad_certificate``: ``original`` is no certificate of a key for messages.
+        """
+        if self.is_root:
+            raise DeniedError("the root certifies anew", reason="beyond_authority")
+        held = ParsedCertificate.parse(original)
+        if held.is_authority or held.generation is None:
+            raise bad_certificate("not one that can be renewed")
+        public = openssl.public_key(held.algorithm, held.public_key)
+        builder = _leaf(public, held.ids(), self._within(_period(now, lifetime)), held.generation)
+        return Certificate(self._sign(builder), (*self.chain_der, original))
 
     @property
     def is_root(self) -> bool:
@@ -253,6 +274,17 @@ def _builder(
         .not_valid_after(period[1])
         .add_extension(uris, critical=not list(name))
         .add_extension(x509.SubjectKeyIdentifier(key_id(public.public_bytes_raw())), critical=False)
+    )
+
+
+def _leaf(
+    public: PublicKey, ids: Sequence[SpiffeId], period: _Period, generation: int
+) -> x509.CertificateBuilder:
+    return (
+        _builder(public, ids, period, name=x509.Name([]))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False, signs=True), critical=True)
+        .add_extension(generation_extension(generation), critical=False)
     )
 
 

@@ -53,11 +53,11 @@ class Certificate:
 
     der: bytes
     authorities: tuple[bytes, ...]
-    """DER of the intermediates, nearest first, without the root."""
+    """DER of the intermediate, without the root; behind it the root's own certificate that a renewal renews."""
 
     @property
     def chain_der(self) -> tuple[bytes, ...]:
-        """Leaf, then intermediates, without the root: what :meth:`TrustStore.add_chain` takes."""
+        """Leaf, then what vouches for it, without the root: what :meth:`TrustStore.add_chain` takes."""
         return (self.der, *self.authorities)
 
     @property
@@ -154,7 +154,8 @@ def violation(ids: Sequence[SpiffeId], domain: str, *, from_root: bool) -> str |
 
     * ``bad_names``: none, more than 2,048, or one twice.
     * ``wrong_domain``: an id of another trust domain.
-    * ``beyond_authority``: an authority's id on a leaf; from an intermediate, anything but agents and hosts.
+    * ``beyond_authority``: an authority's id on a leaf; from an intermediate, anything but agents and hosts,
+      unless it only renews what the root has certified (:func:`renews`).
     * ``shared_key``: a service or an admin agent that is not alone on its key (envelope.md, "Identity").
     """
     if not 1 <= len(ids) <= MAX_NAMES or len(set(ids)) != len(ids):
@@ -167,6 +168,18 @@ def violation(ids: Sequence[SpiffeId], domain: str, *, from_root: bool) -> str |
     if len(ids) > 1 and any(one.kind is Kind.SERVICE or one.role is Role.ADMIN for one in ids):
         return "shared_key"
     return None
+
+
+def renews(renewed: ParsedCertificate, original: ParsedCertificate) -> bool:
+    """Tell whether a certificate says what an earlier one says, only for another time.
+
+    This is all that an intermediate can do for a service: give longer life to what the root has certified. The key,
+    the ids and the generation are the same, and it begins no earlier.
+    """
+    same_key = (renewed.key_id, renewed.algorithm) == (original.key_id, original.algorithm)
+    same_names = frozenset(renewed.uris) == frozenset(original.uris)
+    in_order = original.not_before_ns <= renewed.not_before_ns
+    return same_key and same_names and renewed.generation == original.generation and in_order
 
 
 def generation_extension(generation: int) -> x509.UnrecognizedExtension:

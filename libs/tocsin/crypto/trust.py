@@ -1,12 +1,15 @@
 """Decide which keys speak for which ids: every chain is checked to the one root that is pinned.
 
-A chain is a leaf, or a leaf and one intermediate, both DER. What is checked, each with its reason code:
+A chain is a leaf; or a leaf and one intermediate; or these and, third, the root's own certificate that the leaf
+renews: an intermediate can give longer life to what the root has certified, never certify a service itself. All are
+DER. What is checked, each with its reason code:
 
 * size and form, critical extensions, usage, path length, name constraint: ``bad_certificate``;
 * signatures lead to the pinned root: ``wrong_root``;
 * each validity period lies within its issuer's: ``bad_validity``;
 * the names: ``bad_names``, ``wrong_domain``, ``beyond_authority`` (an intermediate vouches for agents and
   hosts only), ``shared_key``;
+* a renewal says what the root has said, but for the time: ``bad_renewal``;
 * no key of the chain was revoked as compromised, nor retired before the leaf began: ``revoked``;
 * no id goes back to a lower generation, or to a second key in the same one: ``stale_generation``.
 
@@ -17,8 +20,9 @@ nested, so a leaf that is valid has a chain that is valid.
 Renewal. A newer generation under a new key takes over each id it names. The old key keeps its claim to
 that id only while it is exactly one generation behind, so that messages in flight during a renewal still
 verify; one that skips a generation takes the id from every earlier key at once. A new certificate for the same key and
-ids by the same issuer takes over the period of the one before it, where the two overlap: what was signed
-before the renewal still verifies.
+ids takes over the period of the one before it, where the two overlap: what was signed before the renewal still
+verifies. Both have the same issuer, or issuers of one name, of which the later takes the earlier's place
+(:meth:`TrustStore.is_superseded`).
 
 Does not protect against a root that lies, and forgets generations when the process ends: the bucket that
 the chains come from is read again at start.
@@ -37,11 +41,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tocsin.contracts.errors import ExhaustedError, InvalidInputError, UntrustedError
 from tocsin.contracts.identifiers import Kind, SpiffeId
 from tocsin.crypto.backends import select_backend
-from tocsin.crypto.certificates import ParsedCertificate, bad_certificate, violation
+from tocsin.crypto.certificates import ParsedCertificate, bad_certificate, renews, violation
 from tocsin.crypto.signatures import Algorithm, SignatureBackend, Verifier
 
-MAX_CHAIN = 2
-"""A leaf and at most one intermediate: the root is pinned, never sent."""
+MAX_CHAIN = 3
+"""A leaf, at most one intermediate, and the root's certificate that the leaf renews; the root itself is pinned."""
 
 MAX_KNOWN_NAMES = 200_000
 """Most ids whose generation is remembered: ten for each of the 20,000 keys of a default store."""
@@ -85,6 +89,16 @@ class _Claim:
     issuer: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """What a chain holds, once its signatures and rules were checked."""
+
+    leaf: ParsedCertificate
+    issuer: ParsedCertificate
+    original: ParsedCertificate | None
+    """The root's certificate that the leaf renews."""
+
+
 class TrustStore:
     """The identities that chain to one pinned root. Safe in several threads; a look-up takes no lock."""
 
@@ -103,6 +117,8 @@ class TrustStore:
         self._max_identities = max_identities
         self._identities: dict[bytes, Identity] = {}
         self._issuers: dict[bytes, bytes] = {}
+        self._authorities: dict[bytes, tuple[str, int]] = {}
+        """Name and beginning of each intermediate that was seen; the root makes them, so they are few."""
         self._claims: dict[str, _Claim] = {}
         self._revoked: set[bytes] = set()
         self._disowned: dict[bytes, None] = {}
@@ -131,20 +147,49 @@ class TrustStore:
             UntrustedError: with one of the module's reasons.
             ExhaustedError: the store is full; reason ``too_many_identities``.
         """
-        leaf, issuer = self._validate(chain)
-        identity = self._identity(leaf, tuple(chain))
+        checked = self._validate(chain)
+        issuer, voucher = checked.issuer.key_id, self._voucher(checked)
+        identity = self._identity(checked.leaf, tuple(chain))
+        if checked.original is not None:
+            # The root's word on this key goes back to there.
+            identity = replace(identity, not_before_ns=checked.original.not_before_ns)
         with self._lock:
-            self._refuse_revoked(leaf, issuer)
+            self._refuse_revoked(checked.leaf, checked.issuer)
+            if issuer != self._root.key_id:
+                self._authorities[issuer] = checked.issuer.uris[0], checked.issuer.not_before_ns
             identity = self._until_retired(identity)
             self._refuse_stale(identity)
             held = self._identities.get(identity.key_id)
             if held is not None and _age(identity) < _age(held):
                 return held
             self._refuse_overflow(identity)
-            if held is not None and self._issuers[held.key_id] == issuer.key_id:
+            if held is not None and self._succeeds(held, identity, issuer):
                 identity = _continued(held, identity)
-            self._take_over(identity, issuer.key_id)
+            self._take_over(identity, issuer, voucher)
         return identity
+
+    def is_superseded(self, key_id: bytes) -> bool:
+        """Tell whether the authority that vouches for a key has a successor: one of its name that begins later.
+
+        The root makes authorities, so nobody else can start a renewal by this. Takes no lock.
+        """
+        issuer = self._issuers.get(key_id)
+        known = self._authorities.get(issuer) if issuer is not None else None
+        if known is None:
+            return False
+        name, begun_ns = known
+        return any(
+            other == name and later_ns > begun_ns and key not in self._revoked
+            for key, (other, later_ns) in list(self._authorities.items())
+        )
+
+    def certified_by(self, authority: bytes) -> tuple[Identity, ...]:
+        """Return the identities that an authority's key vouches for now. O(identities)."""
+        return tuple(
+            identity
+            for key_id, identity in list(self._identities.items())
+            if self._issuers.get(key_id) == authority
+        )
 
     def is_compromised(self, key_id: bytes) -> bool:
         """Tell whether nothing that a key signs is believed. Takes no lock.
@@ -183,8 +228,10 @@ class TrustStore:
             whole_root = self.root.key_id in self._revoked
             for known, issuer in list(self._issuers.items()):
                 if whole_root or not self._revoked.isdisjoint((known, issuer)):
+                    renewed = self._identities.get(known)
                     self._drop(known)
-                    self._disowned[known] = None
+                    if renewed is None or whole_root or known in self._revoked or not self._fall_back(renewed):
+                        self._disowned[known] = None
             while len(self._disowned) > self._max_identities:
                 del self._disowned[next(iter(self._disowned))]
             for name, claim in list(self._claims.items()):
@@ -202,7 +249,7 @@ class TrustStore:
         for identity in list(self._identities.values()):
             if any(_is_called(one, name) for one in identity.ids):
                 found[identity.key_id] = identity.ids
-            for authority in map(ParsedCertificate.parse, identity.chain[1:]):
+            for authority in map(ParsedCertificate.parse, identity.chain[1:2]):
                 if any(_is_called(one, name) for one in authority.uris):
                     found[authority.key_id] = found.get(authority.key_id, frozenset()) | identity.ids
         return found
@@ -215,22 +262,50 @@ class TrustStore:
                 self._drop(key_id)
         return len(ended)
 
-    def _validate(self, chain: Sequence[bytes]) -> tuple[ParsedCertificate, ParsedCertificate]:
-        """Return the leaf and its issuer once signatures, periods, usage and names are in order."""
+    def _validate(self, chain: Sequence[bytes]) -> _Chain:
+        """Return what a chain holds once signatures, periods, usage and names are in order."""
         if not 1 <= len(chain) <= MAX_CHAIN:
-            raise bad_certificate(f"a chain has 1 or {MAX_CHAIN} certificates, not {len(chain)}")
+            raise bad_certificate(f"a chain has 1 to {MAX_CHAIN} certificates, not {len(chain)}")
         parsed = [ParsedCertificate.parse(der) for der in chain]
-        issuer = self._root
-        for authority in parsed[:0:-1]:
-            self._check_link(authority, issuer)
-            self._check_intermediate(authority)
-            issuer = authority
+        issuer, original = self._root, None
+        if len(parsed) > 1:
+            issuer = parsed[1]
+            self._check_link(issuer, self._root)
+            self._check_intermediate(issuer)
+        if len(parsed) > 2:
+            original = parsed[2]
+            self._check_link(original, self._root)
+            _check_leaf_form(original)
         leaf = parsed[0]
         self._check_link(leaf, issuer)
         _check_leaf_form(leaf)
-        if reason := violation(leaf.ids(), self.domain, from_root=issuer is self._root):
+        if original is not None and not renews(leaf, original):
+            raise UntrustedError("it is no renewal of what the root has certified", reason="bad_renewal")
+        from_root = issuer is self._root or original is not None
+        if reason := violation(leaf.ids(), self.domain, from_root=from_root):
             raise UntrustedError("the issuer may not vouch for these ids", reason=reason)
-        return leaf, issuer
+        return _Chain(leaf, issuer, original)
+
+    def _voucher(self, checked: _Chain) -> bytes:
+        """Return whose word the claim to an id is: the root's, where its own certificate is only renewed."""
+        return checked.issuer.key_id if checked.original is None else self._root.key_id
+
+    def _succeeds(self, held: Identity, renewed: Identity, issuer: bytes) -> bool:
+        """Tell whether an issuer may continue what the issuer of a held identity began."""
+        before = self._issuers[held.key_id]
+        if before == issuer or (_is_roots(held) and _is_roots(renewed)):
+            return True
+        name, _ = self._authorities.get(before, ("", 0))
+        return name != "" and name == self._authorities.get(issuer, ("", 0))[0]
+
+    def _fall_back(self, renewed: Identity) -> bool:
+        """Keep what the root itself has certified when the authority that renewed it was revoked."""
+        if len(renewed.chain) < MAX_CHAIN:
+            return False
+        original = self._identity(ParsedCertificate.parse(renewed.chain[2]), renewed.chain[2:])
+        self._identities[original.key_id] = self._until_retired(original)
+        self._issuers[original.key_id] = self._root.key_id
+        return True
 
     @staticmethod
     def _check_link(child: ParsedCertificate, issuer: ParsedCertificate) -> None:
@@ -301,7 +376,7 @@ class TrustStore:
                 f"the trust store knows its {MAX_KNOWN_NAMES} names", reason="too_many_identities"
             )
 
-    def _take_over(self, identity: Identity, issuer: bytes) -> None:
+    def _take_over(self, identity: Identity, issuer: bytes, voucher: bytes) -> None:
         """Record the identity's claim to each of its ids, and take them from keys that have lost theirs."""
         losses: dict[bytes, set[str]] = {}
         for name in identity.ids:
@@ -309,7 +384,7 @@ class TrustStore:
             previous = _previous_key(claim, identity)
             for loser in _keys_of(claim) - {previous, identity.key_id}:
                 losses.setdefault(loser, set()).add(name)
-            self._claims[name] = _Claim(identity.generation, identity.key_id, previous, issuer)
+            self._claims[name] = _Claim(identity.generation, identity.key_id, previous, voucher)
         self._identities[identity.key_id] = identity
         self._issuers[identity.key_id] = issuer
         self._disowned.pop(identity.key_id, None)
@@ -356,6 +431,11 @@ def _keys_of(claim: _Claim | None) -> set[bytes]:
 def _age(identity: Identity) -> tuple[int, int, int]:
     """Order the certificates of one key: by generation, then by period."""
     return identity.generation, identity.issued_ns, identity.not_after_ns
+
+
+def _is_roots(identity: Identity) -> bool:
+    """Tell whether the root itself has certified a key, be it renewed by another."""
+    return len(identity.chain) != 2
 
 
 def _continued(held: Identity, renewed: Identity) -> Identity:

@@ -104,13 +104,17 @@ def _shares(count: int) -> list[tuple[Role, int]]:
     return [(role, shares[role]) for role in Role if shares[role]]
 
 
-def enrolment_tokens(agents: Sequence[PlannedAgent], host: str, seed: bytes) -> list[IssuedToken]:
+def enrolment_tokens(
+    agents: Sequence[PlannedAgent], host: str, seed: bytes, *, expires_ns: int | None = None
+) -> list[IssuedToken]:
     """Make a host's one-time tokens: one for the host with its ordinary agents, one for each admin.
 
     Args:
         agents: the whole fleet.
         host: the host.
         seed: 32 random bytes, fresh for each fleet: ids and secrets of the tokens are derived from it.
+        expires_ns: until when they are good, nanoseconds since the epoch. None for the installation's own hosts,
+            whose tokens lie beside its other secrets and never travel.
     """
     mine = [agent for agent in agents if agent.host == host]
     groups = [(True, [agent for agent in mine if agent.role is not Role.ADMIN])]
@@ -122,6 +126,7 @@ def enrolment_tokens(agents: Sequence[PlannedAgent], host: str, seed: bytes) -> 
             secret_hex=hashlib.sha256(b"token" + seed + f"{host}/{number}".encode()).hexdigest(),
             host=host,
             names_host=names_host,
+            expires_ns=expires_ns,
             agents=tuple(AgentSpec(name=agent.name, role=agent.role) for agent in members),
         )
         for number, (names_host, members) in enumerate(groups)
@@ -133,18 +138,22 @@ def as_issued(tokens: Sequence[IssuedToken]) -> str:
     return json.dumps([token.model_dump(mode="json") for token in tokens])
 
 
-def as_held(tokens: Sequence[IssuedToken], root_fingerprint: str) -> str:
-    """Return the tokens file that the host itself reads."""
-    return json.dumps(
-        [
-            HeldToken(
-                token_id=token.token_id,
-                secret_hex=token.secret_hex,
-                names_host=token.names_host,
-                host=token.host,
-                agents=tuple(agent.name for agent in token.agents),
-                root_fingerprint=root_fingerprint,
-            ).model_dump(mode="json")
-            for token in tokens
-        ]
+def held_tokens(tokens: Sequence[IssuedToken], root_fingerprint: str) -> tuple[HeldToken, ...]:
+    """Return tokens as the host itself holds them."""
+    return tuple(
+        HeldToken(
+            token_id=token.token_id,
+            secret_hex=token.secret_hex,
+            names_host=token.names_host,
+            expires_ns=token.expires_ns,
+            host=token.host,
+            agents=tuple(agent.name for agent in token.agents),
+            root_fingerprint=root_fingerprint,
+        )
+        for token in tokens
     )
+
+
+def as_held(tokens: Sequence[HeldToken]) -> str:
+    """Return the tokens file that the host itself reads."""
+    return json.dumps([token.model_dump(mode="json") for token in tokens])

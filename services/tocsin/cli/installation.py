@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from tocsin.bus.credentials import read
 from tocsin.bus.enrolment import IssuedToken, read_tokens
 from tocsin.bus.folder import check_layout, claim_folder
 from tocsin.cli import authority
-from tocsin.cli.fleetplan import PlannedAgent, as_held, as_issued, enrolment_tokens
+from tocsin.cli.fleetplan import PlannedAgent, as_held, as_issued, enrolment_tokens, held_tokens
 from tocsin.contracts.errors import UnavailableError
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.crypto import Authority, TrustStore, select_backend
@@ -61,7 +62,7 @@ class Installation:
         open_accounts(folder / "broker")
         _keep_private(folder / "gateway" / "token", secrets.token_urlsafe(32))
         for name in ("root.pem", "fleet.pem", "fleet.key"):
-            _write_private(folder / "fleet" / name, read(folder / "ca" / name).decode())
+            write_private(folder / "fleet" / name, read(folder / "ca" / name).decode())
         return cls(folder, root.certificate_pem)
 
     @classmethod
@@ -112,7 +113,7 @@ class Installation:
         that is not named any more is forgotten here.
         """
         seed = secrets.token_bytes(32)
-        issued = list(self._issued())
+        issued = list(self.issued())
         hosts = sorted({agent.host for agent in agents})
         for env in self.folder.glob("hosts/*/env"):
             if env.parent.name not in hosts:
@@ -124,10 +125,10 @@ class Installation:
                 continue
             tokens = enrolment_tokens(agents, host, seed)
             issued = [token for token in issued if token.host != host] + tokens
-            _write_private(folder / "tokens.json", as_held(tokens, self.fingerprint))
-            _write_private(folder / "credentials" / "ca.pem", self.root_pem.decode())
-            _write_private(env, env_text)
-        _write_private(self.tokens_file, as_issued(issued))
+            write_private(folder / "tokens.json", as_held(held_tokens(tokens, self.fingerprint)))
+            write_private(folder / "credentials" / "ca.pem", self.root_pem.decode())
+            write_private(env, env_text)
+        write_private(self.tokens_file, as_issued(issued))
 
     def agents(self) -> tuple[PlannedAgent, ...]:
         """Return the agents that :meth:`add_hosts` was given last, and where they run."""
@@ -146,9 +147,18 @@ class Installation:
         return consensus, key.signer.key_id, int(key.signer.algorithm)
 
     def cli_credentials(self) -> Credentials:
-        """Return the credentials of the `tocsin` command."""
+        """Return the credentials of the `tocsin` command, certified anew once half of their time is over.
+
+        Raises:
+            UntrustedError: ``certificate_expired``, where the root's key is not here.
+        """
         name = f"{ServiceName.CLI.value}-{CLI_INSTANCE}"
-        return Credentials.load(self.credentials(ServiceName.CLI), None, name, select_backend())
+        held = Credentials.load(self.credentials(ServiceName.CLI), None, name, select_backend())
+        if (self.folder / "ca" / "root.key").exists() and held.half_over(now_ns=time.time_ns()):
+            # With the root at hand nobody else need be asked.
+            return self.certify(ServiceName.CLI, CLI_INSTANCE)
+        held.require_valid(now_ns=time.time_ns())
+        return held
 
     # --- Where things are ---------------------------------------------------------------------
 
@@ -203,7 +213,8 @@ class Installation:
         for path in self.credentials(ServiceName.CLI).glob("*.key"):
             path.chmod(0o600)
 
-    def _issued(self) -> tuple[IssuedToken, ...]:
+    def issued(self) -> tuple[IssuedToken, ...]:
+        """Return the tokens that fleet honours."""
         return read_tokens(self.tokens_file, IssuedToken) if self.tokens_file.exists() else ()
 
 
@@ -224,11 +235,12 @@ def replace_file(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
+    """Replace a file in one step, in a folder that is made for its owner alone; an existing file keeps its mode."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     replace_file(path, text)
 
 
 def _keep_private(path: Path, text: str) -> None:
     if not path.exists():
-        _write_private(path, text)
+        write_private(path, text)

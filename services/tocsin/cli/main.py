@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from tocsin.bus import stop_on_signal
 from tocsin.bus.service import VERSION
-from tocsin.cli import authority, doctor, respond, tail, traps
+from tocsin.cli import authority, doctor, fleet_commands, respond, tail, traps
 from tocsin.cli.agents_app import app as agents_app
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
@@ -31,7 +32,7 @@ from tocsin.cli.reach import bus as _bus
 from tocsin.cli.reach import read as _read
 from tocsin.cli.reach import run as _run
 from tocsin.cli.reach import show as _show
-from tocsin.contracts.errors import InvalidInputError, TocsinError
+from tocsin.contracts.errors import ConflictError, InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import ServiceName, Severity, SpiffeId
 from tocsin.contracts.revocations import RevocationReason
 from tocsin.contracts.routing import MAX_DEADLINE_S, ThreatAlert
@@ -70,6 +71,7 @@ HostsOption = Annotated[int, typer.Option(help="How many agent hosts (processes)
 PortOption = Annotated[
     int, typer.Option(min=-1, max=65535, help="Port of the embedded broker; -1 takes a free one.")
 ]
+fleet_commands.register(agent_app, ca_app)
 MAX_TEXT = 512
 """Characters of an alert's summary."""
 
@@ -245,16 +247,26 @@ def agent_invite(
     host: Annotated[str, typer.Argument(help="Name of the new host.")],
     agents: Annotated[list[str], typer.Argument(help="Its agents, name:role each.")],
     out: Annotated[Path, typer.Option(help="Folder to make, with all that the host needs.")],
+    expires: Annotated[str, typer.Option(help="How long it can enrol, e.g. 30m, 1h or 2d.")] = "1h",
     state: StateOption = DEFAULT_STATE,
     remote: RemoteOption = None,
 ) -> None:
-    """Let a host of your own join an installation: one-time tokens, and its settings."""
-    from tocsin.cli.invite import invite, parse_agents
+    """Let a host on this machine join an installation: one-time tokens, and its settings."""
+    from tocsin.cli.invite import issue_ticket, parse_agents, parse_duration, unpack
 
     installation = Installation.find(state.absolute())
     url = _address(installation, remote)
-    env = invite(installation, url, host, parse_agents(agents, host), out.absolute())
-    _show(f"{env}")
+    if out.exists():
+        raise ConflictError(f"{out} exists already", reason="file_exists", advice="choose another --out")
+    ticket = issue_ticket(
+        installation,
+        url,
+        host,
+        parse_agents(agents, host),
+        expires_s=parse_duration(expires),
+        now_ns=time.time_ns(),
+    )
+    _show(f"{unpack(ticket, out.absolute())}")
 
 
 @alert_app.command("send")

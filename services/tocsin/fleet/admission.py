@@ -3,7 +3,8 @@
 A token promises a host, some agents with their roles, and perhaps the host's own id. A request proves the
 token by its code and may ask for all of these ids or for some (a key for each agent). Each id that a token
 promises can be bound to **one** key under that token, once: the same key may ask again, which renews its
-certificate or repeats an answer that was lost; another key may not, ever.
+certificate or repeats an answer that was lost; another key may not, ever. A token that has expired or was withdrawn
+binds nothing more (:func:`require_open`); what was bound in time is renewed as before.
 
 Generations rise with every new key of an id, so that whoever has seen the later certificate refuses the
 earlier one (envelope.md, "Identity").
@@ -54,7 +55,8 @@ def admit(
         raise UntrustedError("no such enrolment token", reason="bad_token")
     if request.host != token.host or (request.names_host and not token.names_host):
         raise DeniedError(f"token {token.token_id} is not for host {request.host}", reason="wrong_host")
-    beyond = [agent.name for agent in request.agents if agent not in token.agents]
+    promised = {(agent.name, agent.role) for agent in token.agents}
+    beyond = [agent.name for agent in request.agents if (agent.name, agent.role) not in promised]
     if beyond:
         raise DeniedError(
             f"token {token.token_id} is not for {', '.join(beyond[:5])} in that role", reason="wrong_agents"
@@ -67,6 +69,27 @@ def admit(
     if sender not in ids:
         raise DeniedError(f"{sender} asks for a certificate of others", reason="wrong_sender")
     return tuple(ids)
+
+
+def require_open(
+    token: IssuedToken,
+    held: Mapping[SpiffeId, Enrolment | None],
+    bound: Mapping[SpiffeId, Enrolment],
+    *,
+    now_ns: int,
+) -> None:
+    """Check that a token may still bind what is new in ``bound``.
+
+    Raises:
+        DeniedError: ``token_withdrawn`` or ``token_expired``: it binds no further key.
+    """
+    if all(held.get(one) == enrolment for one, enrolment in bound.items()):
+        return
+    advice = "`tocsin agent enroll --issue` makes another"
+    if token.withdrawn_ns is not None:
+        raise DeniedError(f"token {token.token_id} was withdrawn", reason="token_withdrawn", advice=advice)
+    if token.expires_ns is not None and now_ns > token.expires_ns:
+        raise DeniedError(f"token {token.token_id} has expired", reason="token_expired", advice=advice)
 
 
 def bind(

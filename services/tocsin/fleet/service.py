@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from tocsin.bus import Bus, Context, Service, handles, subscribes
-from tocsin.bus.enrolment import IssuedToken, read_tokens
 from tocsin.contracts.catalogue import (
     AGENTS,
     AUDIT,
@@ -15,19 +16,21 @@ from tocsin.contracts.catalogue import (
     FLEET_AGENT,
     FLEET_APPROVE,
     FLEET_ENROL,
+    FLEET_RENEW,
     FLEET_ROSTER,
     FLEET_STANDING,
     HEARTBEAT,
     METRICS,
 )
 from tocsin.contracts.decisions import Equivocation
-from tocsin.contracts.errors import InvalidInputError, UntrustedError
+from tocsin.contracts.errors import InvalidInputError, TocsinError, UnavailableError, UntrustedError
 from tocsin.contracts.fleet import (
     AgentRecord,
     Enrolled,
     Enrolment,
     EnrolRequest,
     Heartbeat,
+    RenewRequest,
     Roster,
     RosterRequest,
 )
@@ -42,8 +45,9 @@ from tocsin.contracts.health import (
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.contracts.operations import MetricsSnapshot, RejectedEnvelope
 from tocsin.contracts.routing import Refusal
-from tocsin.crypto import Algorithm, Authority, key_id
+from tocsin.crypto import Algorithm, key_id
 from tocsin.fleet import admission
+from tocsin.fleet.authority import AuthorityKeeper
 from tocsin.fleet.challenger import Challenger
 from tocsin.fleet.health import HealthBook
 from tocsin.fleet.liveness import Liveness, OnGone
@@ -53,10 +57,14 @@ from tocsin.fleet.settings import FleetSettings
 from tocsin.fleet.standing import StandingKeeper
 from tocsin.fleet.states import Happening
 from tocsin.fleet.store import FleetStore
+from tocsin.fleet.tokens import TokenBook
 from tocsin.telemetry import get_logger
 
-AUTHORITY_NAME = "fleet"
+T = TypeVar("T")
+
 NS_PER_S = 1_000_000_000
+STALE = "stale"
+"""Two instances at once for one id: asked again, it is answered."""
 
 log = get_logger(__name__)
 
@@ -76,9 +84,11 @@ class FleetService(Service[FleetSettings]):
             bus, settings, self.book, changed=self.liveness.changed, condemn=self.standing.quarantine
         )
         self.liveness.on_change.append(self.challenger.on_change)
-        self._authority: Authority
-        self._tokens: dict[str, IssuedToken] = {}
-        self._tokens_changed_ns = -1
+        self._keeper = AuthorityKeeper(
+            bus, settings.authority_dir, service_lifetime_s=settings.service_lifetime_s
+        )
+        self._tokens = TokenBook(settings.tokens_file, bus.metrics)
+        self._enrolling: dict[tuple[SpiffeId, bytes], asyncio.Task[Enrolled]] = {}
 
     async def prepare(self) -> None:
         """Read the authority and the tokens, and learn who is enrolled.
@@ -86,14 +96,8 @@ class FleetService(Service[FleetSettings]):
         Raises:
             InvalidInputError: ``wrong_authority``: not an intermediate of this trust domain.
         """
-        self._authority = Authority.load(self.settings.authority_dir, AUTHORITY_NAME, backend=self.bus.backend)
-        if self._authority.is_root or self._authority.id.domain != self.bus.trust.domain:
-            raise InvalidInputError(
-                f"{self._authority.id} is no intermediate authority of {self.bus.trust.domain}",
-                reason="wrong_authority",
-                advice="`tocsin ca init` makes fleet.key and fleet.pem",
-            )
-        await self._read_tokens()
+        await self._keeper.load()
+        await self._tokens.load()
         await self.bus.records(AGENTS).follow(self._learn)
         self.bus.revocations.on_change(self._revoked)
         self._revoked()
@@ -105,6 +109,7 @@ class FleetService(Service[FleetSettings]):
         self.challenger.start()
         stater = RevocationStater(self.bus, interval_s=self.settings.revocations_interval_s)
         self.bus.spawn(stater.run(), "revocation statements")
+        self.bus.spawn(self._keeper.run(), "authority")
 
     async def stopping(self) -> None:
         """End the connection by which the broker says who is gone."""
@@ -124,21 +129,68 @@ class FleetService(Service[FleetSettings]):
 
         Raises:
             UntrustedError: ``revoked``: the key counts no more, so nothing is certified for it.
-            TocsinError: as :func:`admission.admit` and :func:`admission.bind`.
+            TocsinError: as :func:`admission.admit`, :func:`admission.bind` and :func:`admission.require_open`.
         """
+        return await self._audited(self._enrol_once(request, context), context)
+
+    @handles(FLEET_RENEW)
+    async def renew(self, _: RenewRequest, context: Context) -> Enrolled:
+        """Give longer life to the certificate by which this was asked: the root has vouched for it once.
+
+        Raises:
+            UntrustedError: ``not_from_root``, or ``unknown_key``: it was revoked meanwhile.
+        """
+        return await self._audited(self._renew(context), context)
+
+    async def _audited(self, work: Awaitable[T], context: Context) -> T:
+        """Do the work; a refusal is audited like an envelope that does not hold: somebody wanted what is not theirs."""
+        try:
+            return await work
+        except UnavailableError:
+            raise
+        except TocsinError as error:
+            if error.reason != STALE:
+                self.bus.reject(error, context.subject, context.data)
+            raise
+
+    async def _renew(self, context: Context) -> Enrolled:
+        identity = self.bus.trust.identity(context.key_id)
+        if identity is None or self.bus.trust.is_revoked(context.key_id):
+            raise UntrustedError("this key counts no more", reason="revoked")
+        chain = await asyncio.to_thread(self._keeper.renew, identity)
+        await self.bus.put_identity(context.sender, chain)
+        self.metrics.count("services_renewed")
+        return Enrolled(chain=chain)
+
+    async def _enrol_once(self, request: EnrolRequest, context: Context) -> Enrolled:
+        """Let a host that asks again, since a thousand agents take long, wait for the answer to its first question.
+
+        The code covers all of the request but who asks, so what has both the same is the same.
+        """
+        asked = (context.sender, request.mac)
+        running = self._enrolling.get(asked)
+        if running is None:
+            running = asyncio.create_task(self._enrol(request, context))
+            self._enrolling[asked] = running
+            running.add_done_callback(lambda _: self._enrolling.pop(asked, None))
+        return await asyncio.shield(running)
+
+    async def _enrol(self, request: EnrolRequest, context: Context) -> Enrolled:
         if self.bus.trust.is_revoked(context.key_id):
             raise UntrustedError("this key was revoked", reason="revoked", advice="make a new key")
-        if request.token_id not in self._tokens:
-            await self._read_tokens()
-        ids = admission.admit(request, context.sender, self._tokens, self._authority.id.domain)
+        await self._tokens.refresh()
+        tokens = self._tokens.tokens
+        ids = admission.admit(request, context.sender, tokens, self.bus.trust.domain)
         held = await self._store.enrolments(ids)
+        now_ns = time.time_ns()
         bound = admission.bind_all(
             ids,
             held,
             token_id=request.token_id,
             key_id=key_id(request.public_key),
-            now_ns=time.time_ns(),
+            now_ns=now_ns,
         )
+        admission.require_open(tokens[request.token_id], held, bound, now_ns=now_ns)
         await self._store.bind(held, bound)
         chain = await asyncio.to_thread(self._issue, request, bound)
         await self.bus.put_identity(ids[0], chain)
@@ -250,21 +302,8 @@ class FleetService(Service[FleetSettings]):
         record = self.book.record(name)
         return record is not None and self.bus.trust.is_revoked(record.key_id)
 
-    async def _read_tokens(self) -> None:
-        """Read the tokens file if it changed: who operates fleet may add to it while fleet runs.
-
-        Raises:
-            InvalidInputError: ``bad_tokens_file``: those that are known stay in force.
-        """
-        path = self.settings.tokens_file
-        changed_ns = await asyncio.to_thread(lambda: path.stat().st_mtime_ns if path.exists() else 0)
-        if changed_ns != self._tokens_changed_ns:
-            tokens = await asyncio.to_thread(read_tokens, path, IssuedToken)
-            self._tokens = {token.token_id: token for token in tokens}
-            self._tokens_changed_ns = changed_ns
-
     def _issue(self, request: EnrolRequest, bound: dict[SpiffeId, Enrolment]) -> tuple[bytes, ...]:
-        certificate = self._authority.issue(
+        certificate = self._keeper.authority.issue(
             ids=tuple(bound),
             public_key=request.public_key,
             algorithm=Algorithm(request.algorithm),

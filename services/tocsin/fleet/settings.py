@@ -40,6 +40,9 @@ class FleetSettings(BusSettings):
     certificate_lifetime_s: Annotated[float, Field(ge=10, le=30 * 86_400)] = Field(
         86_400.0, description="How long a host's or an agent's certificate is good, in seconds."
     )
+    service_lifetime_s: Annotated[float, Field(ge=10, le=365 * 86_400)] = Field(
+        30 * 86_400.0, description="How long a service's certificate is good that is renewed, in seconds."
+    )
     silent_after_s: Annotated[float, Field(ge=1, le=3_600)] = Field(
         30.0, description="An agent that no heartbeat names for so long counts as silent, in seconds."
     )
