@@ -40,7 +40,7 @@ class Side:
     def say(self, data: bytes, now_s: float) -> None:
         link = self.link(now_s)
         if link.current is not None and link.current.may_send(now_s):
-            self.out.append(("frame", self.book.seal(link, link.current, data, now_s)))
+            self.out.append(("frame", self.book.seal(link, data, now_s)))
 
     def take(self, kind: str, data: bytes, now_s: float) -> None:
         link = self.link(now_s)

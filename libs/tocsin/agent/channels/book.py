@@ -266,13 +266,14 @@ class Book:
             link.previous = None
         return link, end, payload, confirmed
 
-    def seal(self, link: Link, end: End, payload: bytes, now_s: float) -> bytes:
+    def seal(self, link: Link, payload: bytes, now_s: float) -> bytes:
         """Return the next frame to a peer.
 
         Raises:
-            ExhaustedError: ``channel_spent``.
+            ExhaustedError: ``channel_spent``: there are no keys that seal.
         """
-        if not end.may_send(now_s):
+        end = link.current
+        if end is None or not end.may_send(now_s):
             raise ExhaustedError("the channel's keys are used up", reason="channel_spent")
         frame = end.session.seal(payload)
         link.keep(end.session.sent - 1, payload)

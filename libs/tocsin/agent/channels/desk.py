@@ -159,14 +159,12 @@ class ChannelDesk:
             _check_policy(payloads.BY_MODEL[type(data)], data, self._me, peer)
         now_s = time.monotonic()
         link = self.book.find(peer.name)
-        if link is None or link.current is None or not self._usable(link, now_s):
+        if link is None or not self._usable(link, now_s):
             link = await self._ready(peer, timeout_s=timeout_s)
-        elif link.current.is_due(now_s) and link.peer.name not in self._opening:
+        elif link.current is not None and link.current.is_due(now_s) and peer.name not in self._opening:
             self._begin(link)
-        if link.current is None:
-            raise UnavailableError(f"no keys with {peer.name}", reason="no_answer")
         # From here to the client's buffer nothing waits: counters go out in their order.
-        frame = self.book.seal(link, link.current, payload, time.monotonic())
+        frame = self.book.seal(link, payload, time.monotonic())
         await self._bus.send_frame(_frames_to(link.peer, self._me), frame)
 
     async def close(self, peer: SpiffeId) -> None:
@@ -218,21 +216,22 @@ class ChannelDesk:
         return True
 
     async def _ready(self, peer: SpiffeId, *, timeout_s: float) -> Link:
-        """Return the link with a peer once it has keys."""
-        self._require_admissible(peer)
-        link, evicted = self.book.link(peer, time.monotonic())
-        if evicted is not None:
-            await self._evicted(evicted)
-        if not self._usable(link, time.monotonic()):
-            opening = self._opening.get(peer.name)
-            if opening is None:
-                opening = self._begin(link)
-            try:
-                async with asyncio.timeout(timeout_s):
+        """Return the link with a peer once it has keys that seal."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    self._require_admissible(peer)
+                    link, evicted = self.book.link(peer, time.monotonic())
+                    if evicted is not None:
+                        await self._evicted(evicted)
+                    if self._usable(link, time.monotonic()):
+                        return link
+                    opening = self._opening.get(peer.name)
+                    if opening is None or opening.done():
+                        opening = self._begin(link)
                     await asyncio.shield(opening)
-            except TimeoutError as error:
-                raise _no_answer(peer, timeout_s) from error
-        return self.book.find(peer.name) or link
+        except TimeoutError as error:
+            raise _no_answer(peer, timeout_s) from error
 
     def _begin(self, link: Link) -> asyncio.Future[None]:
         opening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -255,9 +254,10 @@ class ChannelDesk:
         else:
             self._bus.metrics.observe_ms("channel_opened", (time.perf_counter() - begun) * 1e3)
         finally:
-            if (link := self.book.find(peer.name)) is not None:
-                link.initiation = None
-            del self._opening[peer.name]
+            if self._opening.get(peer.name) is opening:
+                del self._opening[peer.name]
+                if (link := self.book.find(peer.name)) is not None:
+                    link.initiation = None
 
     async def _offer(self, peer: SpiffeId, opening: asyncio.Future[None]) -> None:
         """Offer until there are keys, by our offer or by the peer's."""

@@ -44,11 +44,12 @@ class Lobby:
         self.limits = Limits(settings.channel_messages, settings.channel_age_s).check()
         self._qkd = self._key_server(settings)
         self.shared = Shared(bus, limits=self.limits, max_links=settings.channels_per_agent, qkd=self._qkd)
+        by_name = {party.id.name: party for party in parties}
+        self._ids = {name: party.id for name, party in by_name.items()}
         self._desks = {
-            party.id.name: ChannelDesk(self.shared, party.id, party.key_id, party.deliver, self._find)
-            for party in parties
+            name: ChannelDesk(self.shared, party.id, party.key_id, party.deliver, self._find)
+            for name, party in by_name.items()
         }
-        self._ids = {party.id.name: party.id for party in parties}
 
     async def start(self) -> None:
         """Listen for all agents."""
