@@ -83,52 +83,70 @@ STEPS = st.lists(
 )
 
 
+class Bus:
+    """Two sides and what is on its way between them."""
+
+    def __init__(self) -> None:
+        self.sides = [Side(0), Side(1)]
+        self.heard: list[list[bytes]] = [[], []]
+        """Of processes that are no more."""
+        self.now_s = 0.0
+        self.said = 0
+
+    def step(self, what: str, index: int) -> None:
+        self.now_s += 0.1
+        getattr(self, what)(index)
+
+    def offer(self, index: int) -> None:
+        self.sides[index].offer(self.now_s)
+
+    def say(self, index: int) -> None:
+        self.said += 1
+        self.sides[index].say(str(self.said).encode(), self.now_s)
+
+    def deliver(self, to: int) -> None:
+        if self.sides[1 - to].out:
+            self.sides[to].take(*self.sides[1 - to].out.popleft(), self.now_s)
+
+    def lose(self, to: int) -> None:
+        if self.sides[1 - to].out:
+            self.sides[1 - to].out.popleft()
+
+    def restart(self, index: int) -> None:
+        self.heard[index] += self.sides[index].heard
+        self.sides[index] = Side(index)
+
+    def cut(self, index: int) -> None:
+        self.sides[index].book.cut(lambda _: True, self.now_s)
+
+    def settle(self) -> None:
+        """Offers again and again, as the desk does, over a bus that loses nothing."""
+        for _ in range(6):
+            self.now_s += 20.0  # what was never confirmed is given up
+            for index in (0, 1):
+                self.cut(index)
+                self.offer(index)
+            while self.sides[0].out or self.sides[1].out:
+                self.deliver(0)
+                self.deliver(1)
+
+
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
 def test_whatever_happens_two_books_find_together_again(steps: list[tuple[str, int]]) -> None:
-    sides, now_s, said = [Side(0), Side(1)], 0.0, 0
-    total: list[list[bytes]] = [[], []]
-
-    def deliver(to: int) -> None:
-        if sides[1 - to].out:
-            sides[to].take(*sides[1 - to].out.popleft(), now_s)
-
-    for step, index in steps:
-        now_s += 0.1
-        if step == "offer":
-            sides[index].offer(now_s)
-        elif step == "say":
-            said += 1
-            sides[index].say(str(said).encode(), now_s)
-        elif step == "deliver":
-            deliver(index)
-        elif step == "lose" and sides[1 - index].out:
-            sides[1 - index].out.popleft()
-        elif step == "restart":
-            total[index] += sides[index].heard
-            sides[index] = Side(index)
-        elif step == "cut":
-            sides[index].book.cut(lambda _: True, now_s)
-    # Then the bus is good again: an offer repeated, as the desk does, brings both to the same channel.
-    for _ in range(6):
-        now_s += 20.0  # what was never confirmed is given up
-        for side in sides:
-            side.book.cut(lambda _: True, now_s)
-            side.offer(now_s)
-        while sides[0].out or sides[1].out:
-            deliver(0)
-            deliver(1)
-    currents = [side.link(now_s).current for side in sides]
+    bus = Bus()
+    for what, index in steps:
+        bus.step(what, index)
+    bus.settle()
+    currents = [side.link(bus.now_s).current for side in bus.sides]
     assert currents[0] is not None
     assert currents[1] is not None
     assert currents[0].session.channel == currents[1].session.channel
-    for index, side in enumerate(sides):
-        side.say(b"after", now_s)
-        deliver(1 - index)
-        assert sides[1 - index].heard[-1] == b"after"
-    for index, side in enumerate(sides):
-        everything = [one for one in total[index] + side.heard if one != b"after"]
-        numbers = list(map(int, everything))
+    for index in (0, 1):
+        bus.say(index)
+        bus.deliver(1 - index)
+        assert bus.sides[1 - index].heard[-1] == str(bus.said).encode()
+        numbers = list(map(int, bus.heard[index] + bus.sides[index].heard))
         assert len(set(numbers)) == len(numbers)  # nothing twice
 
 

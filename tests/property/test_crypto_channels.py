@@ -24,6 +24,14 @@ from tocsin.crypto.channels import (
 PARTIES = Parties("spiffe://test.tocsin/agent/hunter/hunter-01", "spiffe://test.tocsin/agent/hunter/hunter-02")
 KEYS = Keys(b"\x01" * 32, b"\x02" * 32)
 QKD = (b"\x07" * 16, b"\x08" * 32)
+OFFER_REASONS = {
+    "bad_channel_offer",
+    "bad_channel_limits",
+    "bad_channel_answer",
+    "wrong_parties",
+    "wrong_offer",
+    "qkd_not_offered",
+}
 
 
 def opened(limits: Limits = Limits(), qkd: tuple[bytes, bytes] | None = None) -> tuple[Session, Session]:  # noqa: B008 - frozen
@@ -57,14 +65,7 @@ def test_any_bytes_are_an_offer_or_one_of_our_errors(data: bytes) -> None:
         try:
             read(data)
         except TocsinError as error:
-            assert error.reason in {
-                "bad_channel_offer",
-                "bad_channel_limits",
-                "bad_channel_answer",
-                "wrong_parties",
-                "wrong_offer",
-                "qkd_not_offered",
-            }
+            assert error.reason in OFFER_REASONS  # noqa: PT017 - it may pass
 
 
 @given(st.binary(max_size=200))
@@ -73,7 +74,7 @@ def test_any_bytes_are_a_frame_or_one_of_our_errors(data: bytes) -> None:
         try:
             read(data)
         except TocsinError as error:
-            assert error.reason in {"bad_frame", "unknown_channel"}
+            assert error.reason in {"bad_frame", "unknown_channel"}  # noqa: PT017 - it may pass
 
 
 @settings(max_examples=150)
@@ -132,7 +133,7 @@ def test_each_direction_delivers_in_order_what_was_not_lost(sent: list[tuple[boo
 
 @settings(max_examples=20, deadline=None)
 @given(st.booleans(), st.booleans(), st.sampled_from(["none", "key", "id", "parties"]))
-def test_two_ends_agree_or_fail(mixed: bool, same_qkd: bool, wrong: str) -> None:  # noqa: FBT001 - drawn
+def test_two_ends_agree_or_fail(mixed: bool, same_qkd: bool, wrong: str) -> None:
     initiation = Initiation.begin(PARTIES, qkd=QKD if mixed else None)
     theirs_qkd = (QKD[1] if same_qkd else b"\x09" * 32) if mixed else None
     keys = Keys(KEYS.initiator, b"\x03" * 32) if wrong == "key" else KEYS
@@ -141,7 +142,7 @@ def test_two_ends_agree_or_fail(mixed: bool, same_qkd: bool, wrong: str) -> None
         answer, theirs = respond(initiation.offer, parties, keys, qkd=theirs_qkd)
         ours = initiation.finish(answer, KEYS)
     except UntrustedError as refused:
-        assert (refused.reason == "wrong_parties") is (wrong == "parties")
+        assert (refused.reason == "wrong_parties") is (wrong == "parties")  # noqa: PT017 - it may pass
         assert wrong in {"key", "parties"} or (mixed and not same_qkd)
     else:
         assert ours.channel == theirs.channel

@@ -26,7 +26,7 @@ ErrorsOption = Annotated[float, typer.Option(min=0.0, max=0.5, help="Error rate 
 
 
 @app.command()
-def run(eavesdropper: EavesdropperOption = False, errors: ErrorsOption = 0.01) -> None:  # noqa: FBT002 - a flag
+def run(eavesdropper: EavesdropperOption = False, errors: ErrorsOption = 0.01) -> None:
     """Send the photons of one BB84 run and show what both ends make of them."""
     from tocsin.qpu_manager.qkd.link import SimulatedLink  # noqa: PLC0415 - brings the quantum libraries
 
@@ -45,7 +45,7 @@ def serve(
     sae: Annotated[list[str], typer.Option(help="A host that may ask; give all.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8014,
-    eavesdropper: EavesdropperOption = False,  # noqa: FBT002 - a flag
+    eavesdropper: EavesdropperOption = False,
     errors: ErrorsOption = 0.01,
     tls_cert: Annotated[Path | None, typer.Option(help="The server's certificate, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,

@@ -30,6 +30,8 @@ GRACE_S = 10.0
 """Between two ends' clocks: a handshake takes no longer."""
 ANSWERED_S = 15.0
 """How long an answer waits for the first frame: the offer's time to live."""
+CONFIRMED_S = 1.0
+"""How long we wait for it before we offer ourselves: the peer may have given its offer up."""
 KEPT_FRAMES = 256
 KEPT_BYTES = 256 * KIB
 KEPT_S = 10.0
@@ -112,6 +114,12 @@ class Link:
     def empty(self) -> bool:
         """Whether there are no keys and none are being made."""
         return self.current is None and self.previous is None and self.answered is None and self.idle
+
+    def awaits_peer(self, now_s: float) -> bool:
+        """Tell whether an offer of the peer's is being answered, or was so lately that its first frame may come."""
+        if self.answering is not None:
+            return True
+        return self.answered is not None and self.answered.end.age_s(now_s) < CONFIRMED_S
 
     def ends(self) -> Iterator[End]:
         """Yield every end that frames are opened with."""

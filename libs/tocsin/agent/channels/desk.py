@@ -267,9 +267,9 @@ class ChannelDesk:
             link, evicted = self.book.link(peer, time.monotonic())
             if evicted is not None:
                 await self._evicted(evicted)
-            if link.initiation is None and link.answered is None and link.answering is None:
+            if link.initiation is None and not link.awaits_peer(time.monotonic()):
                 # None of theirs is on its way: begin with ours, or again.
-                await self._begin_offer(link)
+                await self._begin_offer(link, opening)
             if link.initiation is not None:
                 self._say(CHANNEL_OFFER, messages.ChannelOffer(offer=link.initiation.offer), peer)
             await asyncio.wait({opening}, timeout=min(pause_s, max(0.0, deadline_s - time.monotonic())))
@@ -280,9 +280,9 @@ class ChannelDesk:
                 break
         raise _no_answer(peer, HANDSHAKE_S)
 
-    async def _begin_offer(self, link: Link) -> None:
+    async def _begin_offer(self, link: Link, opening: asyncio.Future[None]) -> None:
         qkd = await self._qkd_key(link.peer)
-        if link.answered is not None or link.answering is not None:
+        if opening.done() or link.awaits_peer(time.monotonic()):
             return  # theirs came while the key server was asked
         link.initiation = Initiation.begin(
             Parties(str(self._me), str(link.peer)),

@@ -17,7 +17,7 @@ from tocsin.bus import Bus, Context
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import CHANNEL_OPEN
 from tocsin.contracts.channels import ChannelsOpened, OpenChannels, OpenedChannel
-from tocsin.contracts.errors import TocsinError
+from tocsin.contracts.errors import DeniedError, TocsinError
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.crypto.channels import Limits
 
@@ -91,7 +91,13 @@ class Lobby:
     async def establish(
         self, me: SpiffeId, agents: Sequence[str], links: Iterable[tuple[str, str]] | None, *, timeout_s: float
     ) -> Network:
-        """Open the channels of a group, asking as ``me``: see :func:`tocsin.agent.channels.network.establish`."""
+        """Open the channels of a group, asking as ``me``: see :func:`tocsin.agent.channels.network.establish`.
+
+        Raises:
+            DeniedError: ``sender_not_allowed``: ``me`` is no admin.
+        """
+        if not CHANNEL_OPEN.callers.admit(me):
+            raise DeniedError(f"{me} may not have channels opened", reason="sender_not_allowed")
 
         async def ask(agent: str, wanted: OpenChannels) -> ChannelsOpened:
             within_s = wanted.timeout_s + ANSWER_S

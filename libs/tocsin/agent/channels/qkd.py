@@ -12,6 +12,8 @@ within the time allowed, with a reason of its own:
 * ``qkd_malformed`` no JSON of the standard's form, or too much of it; ``qkd_wrong_size`` a key that is not 256 bits;
   ``qkd_wrong_key_id`` another key than the one asked for.
 
+* ``qkd_unknown_sae`` nobody knows the peer's host; ``qkd_same_host`` it is our own.
+
 A key that is well formed but wrong is found by the handshake: the confirmation fails (``qkd_mismatch``).
 """
 
@@ -83,7 +85,7 @@ class KeyServer:
         key_file: Path | None = None,
     ) -> None:
         self._url = url.rstrip("/")
-        self._sae = sae
+        self.sae = sae
         self._timeout_s = timeout_s
         self._files = (ca_file, cert_file, key_file)
         self._client: httpx.AsyncClient | None = None
@@ -115,7 +117,7 @@ class KeyServer:
                 verify=self._tls(),
                 timeout=self._timeout_s,
                 trust_env=False,
-                headers={"X-SAE-ID": self._sae} if self._url.startswith("http://") else {},
+                headers={"X-SAE-ID": self.sae} if self._url.startswith("http://") else {},
             )
         url = f"{self._url}/api/v1/keys/{quote(peer, safe='')}/{verb}"
         try:
@@ -180,6 +182,10 @@ class QkdLink:
         sae = self._sae_of(peer)
         if sae is None:
             raise UnavailableError(f"nobody knows the host of {peer}", reason="qkd_unknown_sae")
+        if sae == self._server.sae:
+            raise UnavailableError(
+                f"{peer} is on this host, which has no link to itself", reason="qkd_same_host"
+            )
         return sae
 
 

@@ -142,8 +142,7 @@ def _key(
 def _same(alice: Bits, bob: Bits, rng: np.random.Generator) -> bool:
     """Compare by a universal hash, whose bits are counted as told."""
     diagonal = _random(rng, len(alice) + EPS_COR_BITS - 1)
-    hashes = (toeplitz(one, diagonal, EPS_COR_BITS) for one in (alice, bob))
-    return bool(np.array_equal(*hashes))
+    return bool(np.array_equal(toeplitz(alice, diagonal, EPS_COR_BITS), toeplitz(bob, diagonal, EPS_COR_BITS)))
 
 
 def _random(rng: np.random.Generator, count: int) -> Bits:

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -57,7 +57,7 @@ class KeyServer:
         self._task: asyncio.Task[None] | None = None
         self.url = ""
 
-    async def __aenter__(self) -> KeyServer:
+    async def __aenter__(self) -> Self:
         host, port = self._address
         try:
             listener = socket.create_server(
