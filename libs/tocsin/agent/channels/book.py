@@ -48,6 +48,8 @@ class Verdict(Enum):
     OURS_COUNTS = "ours"
     """We have offered, too, and have the lesser id: the peer answers ours."""
     BEING_ANSWERED = "busy"
+    DONE = "done"
+    """Its channel stands: a copy that was under way."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +97,10 @@ class Link:
     initiation: Initiation | None = None
     answering: bytes | None = None
     """Digest of an offer whose answer waits for a key server."""
+    changing: bool = False
+    """Whether new keys are there, and are about to be used."""
+    done: bytes | None = None
+    """Digest of the last offer of the peer's whose channel it has confirmed."""
     again: list[bytes] = field(default_factory=list)
     """Payloads that reached nobody, to be sent under new keys."""
     sent: int = 0
@@ -108,7 +114,7 @@ class Link:
     @property
     def idle(self) -> bool:
         """Whether nothing is under way here."""
-        return self.initiation is None and self.answering is None and not self.again
+        return self.initiation is None and self.answering is None and not self.changing and not self.again
 
     @property
     def empty(self) -> bool:
@@ -116,8 +122,8 @@ class Link:
         return self.current is None and self.previous is None and self.answered is None and self.idle
 
     def awaits_peer(self, now_s: float) -> bool:
-        """Tell whether an offer of the peer's is being answered, or was so lately that its first frame may come."""
-        if self.answering is not None:
+        """Tell whether keys come without an offer of ours: one of the peer's was or is being answered."""
+        if self.answering is not None or self.changing:
             return True
         return self.answered is not None and self.answered.end.age_s(now_s) < CONFIRMED_S
 
@@ -196,6 +202,7 @@ class Book:
         """Erase all keys with a peer."""
         self._forget(link)
         link.current = link.previous = link.answered = link.initiation = None
+        link.changing = False
         link.forget_kept()
 
     def judge(self, link: Link, digest: bytes) -> Verdict:
@@ -204,6 +211,8 @@ class Book:
             return Verdict.REPEAT
         if link.answering == digest:
             return Verdict.BEING_ANSWERED
+        if link.done == digest:
+            return Verdict.DONE
         if link.initiation is not None:
             if str(self.me) < str(link.peer):
                 return Verdict.OURS_COUNTS
@@ -219,12 +228,12 @@ class Book:
 
     def finish(self, link: Link, end: End) -> None:
         """Take our end of a channel that we have opened: frames are opened with it, and with the one before."""
-        link.initiation = None
+        link.initiation, link.changing = None, True
         self._by_channel[end.session.channel] = (link, end)
 
     def use(self, link: Link, end: End) -> None:
         """Send under an end from now on. What was sent under the one before counts as heard."""
-        old = link.current
+        old, link.changing = link.current, False
         if old is end or self._by_channel.get(end.session.channel, (None, None))[1] is not end:
             return
         if link.previous is not None and link.previous is not end:
@@ -262,7 +271,8 @@ class Book:
         link.lost += end.session.lost - lost
         self._use(link, now_s)
         confirmed = link.answered is not None and link.answered.end is end
-        if confirmed:
+        if link.answered is not None and confirmed:
+            link.done, link.changing = link.answered.offer, True
             # The peer sends under the new keys only, so nothing comes under older ones any more.
             link.answered = None
             for old in (link.current, link.previous):

@@ -60,8 +60,8 @@ class Channel:
             ConflictError: ``channel_closed``.
             InvalidInputError: ``too_large``: more than 256 KiB; ``bad_body``: no such message.
             DeniedError: the policy allows us no such message; ``barred``: the peer is kept out.
-            UntrustedError: ``revoked``: the peer's key counts no more.
-            UnavailableError: ``no_answer``: keys had to be made, and the peer did not answer; or the QKD server's.
+            UnavailableError: ``no_answer``: keys had to be made, and the peer did not answer, or nothing that counts:
+                its key may be revoked. Or the QKD server's reason.
             ExhaustedError: the broker is away and the client's buffer is full.
         """
         if self._closed:

@@ -5,7 +5,7 @@ What may be is decided in :mod:`tocsin.agent.channels.book`; here it meets the b
 Refused, counted and audited, each by its reason: an offer of a peer that is barred (``barred``), that offers too many
 (``handshake_flood``) or that is ourselves (``channel_to_itself``); answers and frames that do not hold. A peer whose
 key is revoked is cut off at the next frame, and within a second in any case. A frame of a channel that is not known
-is answered with a signed word that it is not, at most :data:`NOTICES_PER_S` a second for each sender that the subject
+is answered with a signed word that it is not, at most twice a second for each sender that the subject
 names: who has really sent it makes new keys and sends again what was not opened.
 """
 
@@ -20,7 +20,7 @@ from typing import NamedTuple, cast
 from tocsin.agent.channels import payload as payloads
 from tocsin.agent.channels.book import Answered, Book, End, Link, Verdict
 from tocsin.agent.channels.channel import Channel, ChannelStats
-from tocsin.agent.channels.limits import Allowance
+from tocsin.agent.channels.limits import NOTICE, Allowance, Buckets
 from tocsin.agent.channels.qkd import QkdLink, QkdOffer
 from tocsin.bus import Bus, Context
 from tocsin.contracts import channels as messages
@@ -50,16 +50,14 @@ from tocsin.telemetry import get_logger
 
 HANDSHAKE_S = 20.0
 """How long keys are tried to be made; who waits for them may give up earlier."""
-REPEAT_S = (0.5, 1.0, 2.0, 4.0)
+REPEAT_S = (1.0, 2.0, 4.0)
 """Pauses before the same offer goes out again, in a fresh envelope; the last one repeats."""
 CONNECTING = 128
 """Handshakes that one host has begun and not ended; those beyond wait."""
 ANSWERING = 64
 """Offers whose answer waits for a key server; those beyond are refused."""
-NOTICES_PER_S = 2.0
-NOTICES_BURST = 8.0
-SWEEP_S = 0.5
-"""How often keys are looked through for those that are too old or not trusted any more."""
+SWEEP_S = 1.0
+"""How often keys are looked through for those that are too old or not trusted any more: some 2 microseconds each."""
 
 log = get_logger(__name__)
 
@@ -83,7 +81,7 @@ class Shared:
         self.qkd = qkd
         self.connecting = asyncio.Semaphore(CONNECTING)
         self.offers = Allowance()
-        self.notices = Allowance(NOTICES_PER_S, NOTICES_BURST)
+        self.notices = Buckets(NOTICE)
         self.barred: set[str] = set()
         """Names of agents that get no channel: quarantined ones."""
         self.answering = 0
@@ -340,7 +338,7 @@ class ChannelDesk:
 
     def _on_offer(self, body: messages.ChannelOffer, context: Context) -> None:
         peer = context.sender
-        self._shared.offers.require(str(peer), time.monotonic())
+        self._shared.offers.require(str(peer), self._me.name, time.monotonic())
         try:
             self._require_admissible(peer)
             offer = Offer.parse(body.offer)
@@ -356,20 +354,26 @@ class ChannelDesk:
             self._say(CHANNEL_ANSWER, messages.ChannelAnswer(answer=link.answered.answer), peer)
         elif verdict is Verdict.OURS_COUNTS:
             self._bus.metrics.count("channel_offers_crossed")
+        elif verdict is Verdict.DONE:
+            self._bus.metrics.count("channel_offers_late")
         elif verdict is Verdict.ANSWER:
-            server = self._shared.qkd
-            if offer.qkd_key_id is None and server is not None and server.required:
-                self._refuse(peer, digest, "qkd_required")
-            elif offer.qkd_key_id is None or (server is None and not offer.qkd_required):
-                self._answer(link, body.offer, context.key_id, None)
-            elif server is None:
-                self._refuse(peer, digest, "qkd_not_configured")
-            elif self._shared.answering >= ANSWERING:
-                raise ExhaustedError("too many offers wait for the key server", reason="handshake_flood")
-            else:
-                link.answering = digest
-                self._shared.answering += 1
-                self._bus.spawn(self._answer_with_qkd(link, body.offer, offer, context.key_id), "channel qkd")
+            self._take_offer(link, body.offer, offer, context.key_id)
+
+    def _take_offer(self, link: Link, raw: bytes, offer: Offer, peer_key: bytes) -> None:
+        """Answer an offer that counts: at once, or when the key server has said which key it names."""
+        server, digest = self._shared.qkd, sha256(raw).digest()
+        if offer.qkd_key_id is None and server is not None and server.required:
+            self._refuse(link.peer, digest, "qkd_required")
+        elif offer.qkd_key_id is None or (server is None and not offer.qkd_required):
+            self._answer(link, raw, peer_key, None)
+        elif server is None:
+            self._refuse(link.peer, digest, "qkd_not_configured")
+        elif self._shared.answering >= ANSWERING:
+            raise ExhaustedError("too many offers wait for the key server", reason="handshake_flood")
+        else:
+            link.answering = digest
+            self._shared.answering += 1
+            self._bus.spawn(self._answer_with_qkd(link, raw, offer, peer_key), "channel qkd")
 
     def _answer(self, link: Link, offer: bytes, peer_key: bytes, qkd: bytes | None) -> None:
         parties = Parties(str(link.peer), str(self._me))
@@ -492,12 +496,14 @@ class ChannelDesk:
         peer = self._find(sender)
         if peer is None or peer == self._me or sender in self._shared.barred:
             return
+        if not self._shared.notices.take(f"{sender} {self._me.name}", now_s):
+            self._bus.metrics.count("channel_notices_withheld")
+            return
+        unknown = messages.ChannelUnknown(channel=frame[1:17], counter=int.from_bytes(frame[17:25], "big"))
         try:
-            self._shared.notices.require(sender, now_s)
-            unknown = messages.ChannelUnknown(channel=frame[1:17], counter=int.from_bytes(frame[17:25], "big"))
             self._say(CHANNEL_UNKNOWN, unknown, peer)
         except TocsinError as error:
-            self._bus.metrics.count(f"channel_notices_withheld.{error.reason}")
+            self._bus.metrics.count(f"channel_failures.{error.reason}")
 
     # --- Small things -------------------------------------------------------------------------
 
