@@ -28,6 +28,7 @@ bench: $(STAMP) ## every program of loadtest/, briefly: one JSON object each
 	@$(BIN)/python loadtest/routing.py --agents 847 --key-scope agent --presigned --rate 200 --seconds 5
 	@$(BIN)/python loadtest/broadcast.py --agents 847 --alerts 25
 	@$(BIN)/python loadtest/agents.py --agents 1000 --seconds 5
+	@$(BIN)/python loadtest/channels.py --seconds 1
 
 lint: $(STAMP) ## ruff: lint and format
 	@$(BIN)/ruff check $(SOURCES) && $(BIN)/ruff format --check $(SOURCES)

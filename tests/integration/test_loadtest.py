@@ -57,6 +57,21 @@ def test_envelopes_are_measured_for_every_batch_size() -> None:
 
 
 @pytest.mark.slow
+def test_channels_are_measured_alone_over_the_bus_and_as_a_mesh() -> None:
+    parsed = report(
+        "channels.py",
+        *("--seconds", "0.3", "--channels", "50", "--at-once", "4", "--mesh", "6", "--hosts", "2"),
+    )
+    results = parsed["results"]
+    assert all(results["protocol"][name] > 0 for name in ("handshakes_per_s", "sealed_per_s", "opened_per_s"))
+    assert results["bus"]["handshakes"]["handshakes"] > 0
+    assert set(results["bus"]["handshakes"]["handshake_ms"]) == LATENCY
+    messages = results["bus"]["messages"]
+    assert messages["sent"] == messages["received"] > 0
+    assert (results["mesh"]["channels"], results["mesh"]["failed"]) == (15, 0)
+
+
+@pytest.mark.slow
 def test_routing_loses_and_doubles_nothing_and_compares_with_a_relay() -> None:
     parsed = report(
         "routing.py",

@@ -11,6 +11,7 @@ if __name__ == "__main__":
 """
 
 from tocsin.agent.agent import Agent, BallotChoice, HostView, rendezvous
+from tocsin.agent.channels import Channel, ChannelStats, Network
 from tocsin.agent.host import AgentHost
 from tocsin.agent.run import run_agents
 from tocsin.agent.settings import HostSettings
@@ -20,9 +21,12 @@ __all__ = [
     "Agent",
     "AgentHost",
     "BallotChoice",
+    "Channel",
+    "ChannelStats",
     "Context",
     "HostSettings",
     "HostView",
+    "Network",
     "Sent",
     "rendezvous",
     "run_agents",

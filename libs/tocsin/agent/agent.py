@@ -14,11 +14,13 @@ Everything that an agent sends goes through :attr:`Agent.host`, signed under the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from tocsin.agent.channels.channel import Channel
+from tocsin.agent.channels.network import Network
 from tocsin.agent.support import Support, choose
 from tocsin.bus import Context, Sent
 from tocsin.contracts.analysis import Assessment, AssessmentMade
@@ -92,6 +94,19 @@ class HostView(Protocol):
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run a task for as long as the host; its failure is logged and counted."""
 
+    async def channel(self, agent: Agent, peer: str, *, timeout_s: float) -> Channel:
+        """Return a secure channel from ``agent`` to a peer."""
+
+    async def establish_network(
+        self,
+        agent: Agent,
+        agents: Sequence[str],
+        links: Iterable[tuple[str, str]] | None = None,
+        *,
+        timeout_s: float,
+    ) -> Network:
+        """Have channels opened between agents, asking as ``agent``."""
+
     async def certificate(self, decision_hex: str) -> bytes:
         """Fetch a decision's certificate; whoever acts on it verifies it."""
 
@@ -155,6 +170,46 @@ class Agent:
 
     async def on_assessment(self, made: AssessmentMade, context: Context) -> None:
         """Learn how a workflow ended (anybody's: compare ``made.requester`` with your own id)."""
+
+    async def on_channel(self, data: bytes | Message, peer: SpiffeId) -> None:
+        """Take what a peer has said in the channel with it: bytes, or a message."""
+
+    async def channel(self, peer: str, *, timeout_s: float = 10.0) -> Channel:
+        """Return a secure channel to another agent: nobody between the two, the broker included, reads along.
+
+        It is made on first use and lives until it is closed; asking again for the same peer costs nothing.
+
+        Args:
+            peer: the other agent's name.
+            timeout_s: how long it may take to make it, in seconds.
+
+        Raises:
+            InvalidInputError: ``unknown_peer``; ``channel_to_itself``.
+            UnavailableError: ``no_answer``.
+            DeniedError: ``barred``, or the reason that the peer gives.
+            TocsinError: with a reason ``qkd_*`` where the key server fails and a key of it is required.
+        """
+        return await self.host.channel(self, peer, timeout_s=timeout_s)
+
+    async def establish_network(
+        self,
+        agents: Sequence[str],
+        links: Iterable[tuple[str, str]] | None = None,
+        *,
+        timeout_s: float = 10.0,
+    ) -> Network:
+        """Have the channels of a group opened beforehand: for admins.
+
+        Args:
+            agents: their names.
+            links: the pairs to open, e.g. of a topology; all of them by default.
+            timeout_s: for each channel, in seconds, at most 25.
+
+        Raises:
+            InvalidInputError: ``too_few_agents``, ``too_many_agents``, ``bad_link``.
+            DeniedError: ``sender_not_allowed``: this agent is no admin.
+        """
+        return await self.host.establish_network(self, agents, links, timeout_s=timeout_s)
 
     async def send(
         self,

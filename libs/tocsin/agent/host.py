@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ from typing import Any, Self, TypeVar
 from tocsin.agent.agent import Agent
 from tocsin.agent.balloting import Balloting
 from tocsin.agent.ballots import BallotLog
+from tocsin.agent.channels import Channel, Network
+from tocsin.agent.channels.lobby import Lobby, Party
 from tocsin.agent.delivery import Delivery, Resident
 from tocsin.agent.emergencies import Emergencies
 from tocsin.agent.enrol import Wallet, key_groups
@@ -135,6 +137,7 @@ class AgentHost:
         self._sealing_keys: SealingKeys
         self._receipts: ReceiptSender
         self._delivery: Delivery
+        self._lobby: Lobby
         self._residents: dict[str, Resident] = {}
         self._working: set[asyncio.Task[None]] = set()
         self._consumers: tuple[Consumer, ...] = ()
@@ -204,7 +207,10 @@ class AgentHost:
         await self._membership.publish_sealing_keys(self._bus)
         # Before anything new can come: what was accepted before keeps its place.
         await emergencies.restore()
-        await self._subscribe()
+        self._lobby = Lobby(
+            self._bus, self.peers_known, self.settings, map(self._party, self._residents.values())
+        )
+        await asyncio.gather(self._subscribe(), self._lobby.start())
         for resident in self._residents.values():
             self._working.add(self._bus.spawn(resident.inbox.run(), f"agent {resident.agent.name}"))
         self._bus.spawn(self._receipts.run(), "receipts")
@@ -229,6 +235,15 @@ class AgentHost:
         inbox = Inbox(agent.name, self.metrics, length=self.settings.inbox_length)
         inbox.put(Job("started", agent.started, urgent=True))
         return Resident(agent, inbox, self._membership.key_id(agent.id))
+
+    def _party(self, resident: Resident) -> Party:
+        """Say where what peers send to an agent in channels goes: into its inbox."""
+        agent, inbox = resident.agent, resident.inbox
+
+        def deliver(data: bytes | Message, peer: SpiffeId) -> None:
+            inbox.put(Job("channel", partial(agent.on_channel, data, peer)))
+
+        return Party(agent.id, resident.key_id, deliver)
 
     def _audiences(self) -> frozenset[str]:
         roles = {f"role.{agent.role.value}" for agent in self.agents.values()}
@@ -353,6 +368,7 @@ class AgentHost:
                 log.warning("agent_abandoned", task=task.get_name())
                 task.cancel()
         await asyncio.gather(*map(self._stop_agent, self.agents.values()))
+        await self._lobby.stop()
         await self._receipts.flush(timeout_s=GOODBYE_S)
 
     async def _stop_agent(self, agent: Agent) -> None:
@@ -429,6 +445,26 @@ class AgentHost:
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run a task for as long as the host; its failure is logged and counted."""
         self._bus.spawn(work, name)
+
+    @property
+    def channels(self) -> Lobby:
+        """The secure channels of all agents here: to bar an agent, and to look at them."""
+        return self._lobby
+
+    async def channel(self, agent: Agent, peer: str, *, timeout_s: float) -> Channel:
+        """Return a secure channel from ``agent`` to a peer."""
+        return await self._lobby.channel(agent.name, peer, timeout_s=timeout_s)
+
+    async def establish_network(
+        self,
+        agent: Agent,
+        agents: Sequence[str],
+        links: Iterable[tuple[str, str]] | None = None,
+        *,
+        timeout_s: float,
+    ) -> Network:
+        """Have channels opened between agents, asking as ``agent``."""
+        return await self._lobby.establish(agent.id, agents, links, timeout_s=timeout_s)
 
     async def certificate(self, decision_hex: str) -> bytes:
         """Fetch a decision's certificate; whoever acts on it verifies it."""

@@ -30,3 +30,7 @@ class Peers:
             found = sorted(name for name, record in self._agents.items() if record.role is role)
             self._by_role[role] = tuple(map(AgentName, found))
         return self._by_role[role]
+
+    def find(self, name: str) -> AgentRecord | None:
+        """Return an enrolled agent's record, None if there is none."""
+        return self._agents.get(name)

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from tocsin.bus import BusSettings
 from tocsin.contracts.fleet import MAX_AGENTS_PER_HOST, AgentSpec
 from tocsin.contracts.identifiers import NAME_PATTERN, Role
+from tocsin.crypto.channels.wire import MAX_AGE_S, MAX_MESSAGES
 
 SPEC = rf"{NAME_PATTERN}:[a-z]+"
 
@@ -79,6 +80,38 @@ class HostSettings(BusSettings):
     )
     drain_s: Annotated[float, Field(ge=0, le=60)] = Field(
         5.0, description="How long agents may go on with what waits when the host ends, in seconds."
+    )
+
+    channels_per_agent: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        1024,
+        description="Secure channels that one agent has at once; for one more, that used least recently is closed.",
+    )
+    channel_messages: Annotated[int, Field(ge=16, le=MAX_MESSAGES)] = Field(
+        MAX_MESSAGES, description="Messages in one direction after which a channel's keys are made anew."
+    )
+    channel_age_s: Annotated[int, Field(ge=2, le=MAX_AGE_S)] = Field(
+        MAX_AGE_S, description="Age at which a channel's keys are made anew, in seconds."
+    )
+    qkd_url: Annotated[str, Field(pattern=r"^https?://[^\s]{1,500}$")] | None = Field(
+        None,
+        description="This host's key server (ETSI GS QKD 014), whose keys are mixed into channels; none by default.",
+    )
+    qkd_required: bool = Field(
+        default=False,
+        description="Whether a channel without such a key fails; else it is made without, and says so.",
+    )
+    qkd_timeout_s: Annotated[float, Field(gt=0, le=10)] = Field(
+        2.0, description="How long the key server may take, in seconds."
+    )
+    qkd_ca_file: Path | None = Field(None, description="Authority of the key server's certificate.")
+    qkd_cert_file: Path | None = Field(None, description="This host's certificate for the key server.")
+    qkd_key_file: Path | None = Field(None, description="Its private key.")
+    qkd_saes: Annotated[
+        dict[str, Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=4096)
+    ] = Field(
+        {},
+        description="Names by which key servers know hosts, as a JSON map; a host that is not in it is known by its "
+        "own name.",
     )
 
     @field_validator("host_agents")

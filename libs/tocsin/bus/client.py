@@ -35,6 +35,7 @@ from tocsin.bus.consumer import Consumer
 from tocsin.bus.credentials import Credentials
 from tocsin.bus.ending import end_tasks
 from tocsin.bus.envelope import Content, encode_body, encode_content, make_content
+from tocsin.bus.frames import FrameIntake, FrameOpener
 from tocsin.bus.history import History
 from tocsin.bus.identities import IdentityDirectory
 from tocsin.bus.intake import Handler, Intake, Reject
@@ -72,7 +73,7 @@ from tocsin.contracts.errors import (
 )
 from tocsin.contracts.identifiers import Kind, Priority, SpiffeId
 from tocsin.contracts.operations import MetricsSnapshot
-from tocsin.contracts.subjects import Bucket, MessageType, Request, Subject
+from tocsin.contracts.subjects import Bucket, MessageClass, MessageType, Request, Subject
 from tocsin.crypto import LocalKey, TrustStore, leaf_hash, select_backend
 from tocsin.crypto.sealing import SealingPublicKey
 from tocsin.telemetry import Metrics, get_logger
@@ -80,6 +81,7 @@ from tocsin.telemetry import Metrics, get_logger
 M = TypeVar("M", bound=Message)
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
+F = TypeVar("F")
 
 Tokens: TypeAlias = Mapping[str, str]
 """The tokens of a subject, by name."""
@@ -342,6 +344,8 @@ class Bus:
             raise DeniedError(f"{sender} may not send {kind.name}", reason="sender_not_allowed")
         if not isinstance(body, kind.model):
             raise InvalidInputError(f"{kind.name} carries {kind.model.__name__}", reason="bad_body")
+        if kind.message_class is MessageClass.CHANNEL:
+            raise InvalidInputError(f"{kind.name} travels in no envelope", reason="bad_body")
         check_sealing(kind, sealed=sealed)
         return make_content(
             type_name=kind.name,
@@ -451,6 +455,11 @@ class Bus:
         else:
             await self._store(subject, sent, stream)
         self.metrics.count("envelopes_sent")
+
+    async def send_frame(self, subject: str, frame: bytes) -> None:
+        """Send a channel's frame, sealed already, to a subject of class channel."""
+        await self.connection.publish(subject, frame)
+        self.metrics.count("frames_sent")
 
     async def store_again(self, subject: Subject, context: Context) -> None:
         """Put a message that was taken back into its subject's stream, which has lost it."""
@@ -573,6 +582,8 @@ class Bus:
         A handler that raises one of our errors refuses the message; any other exception is logged. The
         broker knows of the subscription when this returns.
         """
+        if any(kind.message_class is MessageClass.CHANNEL for kind in subject.types):
+            raise InvalidInputError(f"{subject.name} carries no envelopes", reason="bad_subject")
         intake = self._intake(subject.name, cast("Handler", handler), concurrency, restrict, again=again)
 
         def receive(data: bytes, concrete: str, reply: str) -> None:
@@ -584,6 +595,21 @@ class Bus:
                 intake.put(data, arrival, reply or None)
 
         subscription = await self.connection.take(subject.pattern(**at), receive, queue=queue)
+        self._subscriptions.append(subscription)
+        await self.flush()
+        return subscription
+
+    async def subscribe_frames(
+        self,
+        subject: Subject,
+        opener: FrameOpener[F],
+        handler: Callable[[F], None],
+        *,
+        at: Tokens,
+    ) -> Subscription:
+        """Handle every frame of channels on a subject, opened by who has their keys: see :class:`FrameIntake`."""
+        intake = FrameIntake(subject, opener, handler, self.metrics, reject=self.reject)
+        subscription = await self.connection.take(subject.pattern(**at), intake.receive)
         self._subscriptions.append(subscription)
         await self.flush()
         return subscription

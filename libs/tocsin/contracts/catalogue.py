@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from tocsin.contracts import (
     analysis,
+    channels,
     decisions,
     fleet,
     health,
@@ -165,6 +166,63 @@ HEARTBEAT = Subject(
     EVENT_AUDIENCE,
     "Agent hosts to everyone interested.",
     sender_in="host",
+)
+
+# --- Secure channels between agents --------------------------------------------------------------
+
+CHANNEL_OFFER = MessageType(
+    "channel_offer",
+    channels.ChannelOffer,
+    MessageClass.LIVE,
+    senders(*Role),
+    16 * KIB,
+    15_000,
+    "A channel is offered: fresh public keys and its parameters.",
+)
+CHANNEL_ANSWER = MessageType(
+    "channel_answer",
+    channels.ChannelAnswer,
+    MessageClass.LIVE,
+    senders(*Role),
+    16 * KIB,
+    15_000,
+    "The offer is taken.",
+)
+CHANNEL_REFUSAL = MessageType(
+    "channel_refusal", channels.ChannelRefusal, MessageClass.LIVE, senders(*Role), 16 * KIB, doc="It is not."
+)
+CHANNEL_UNKNOWN = MessageType(
+    "channel_unknown",
+    channels.ChannelUnknown,
+    MessageClass.LIVE,
+    senders(*Role),
+    16 * KIB,
+    doc="A frame came of a channel that its recipient has not.",
+)
+CHANNEL_FRAME_TYPE = MessageType(
+    "channel_frame",
+    channels.Frame,
+    MessageClass.CHANNEL,
+    senders(*Role),
+    # 256 KiB of data, the type's name of a message, the frame itself.
+    256 * KIB + 512,
+    0,
+    "What two agents say in their channel.",
+)
+CHANNEL = Subject(
+    "CHANNEL",
+    "channel.hand.{agent}",
+    (CHANNEL_OFFER, CHANNEL_ANSWER, CHANNEL_REFUSAL, CHANNEL_UNKNOWN),
+    "agent.{agent}",
+    "Agents to one another, not by the routers: handshakes of channels.",
+)
+CHANNEL_FRAME = Subject(
+    "CHANNEL_FRAME",
+    "channel.frame.{agent}.{sender}",
+    (CHANNEL_FRAME_TYPE,),
+    "agent.{agent}",
+    "Agents to one another, not by the routers: frames of channels, which are no envelopes.",
+    sender_in="sender",
 )
 
 # --- Decisions ----------------------------------------------------------------------------------
@@ -589,6 +647,15 @@ MONITOR_FIGURES = Request(
     senders(_S.CLI, _S.GATEWAY),
     doc="All processes' figures.",
 )
+CHANNEL_OPEN = Request(
+    "channel.open",
+    channels.OpenChannels,
+    channels.ChannelsOpened,
+    _S.CLI,
+    senders(Role.ADMIN, _S.FLEET, _S.CLI, _S.GATEWAY),
+    doc="Have an agent open channels beforehand.",
+    server_kind=Kind.AGENT,
+)
 REQUESTS: tuple[Request[Message, Message], ...] = (
     *PING.values(),
     OBSERVE,
@@ -608,6 +675,7 @@ REQUESTS: tuple[Request[Message, Message], ...] = (
     WORKFLOW_SUBMIT,
     BALANCER_PLACE,
     MONITOR_FIGURES,
+    CHANNEL_OPEN,
 )
 ERROR_REPLY = MessageType(
     "error",
@@ -687,6 +755,8 @@ SUBJECTS: tuple[Subject, ...] = (
     DISCOVERY_BACKUP,
     RECEIPT,
     HEARTBEAT,
+    CHANNEL,
+    CHANNEL_FRAME,
     CONSENSUS_BALLOT,
     CONSENSUS_VOTE,
     CONSENSUS_DECISION,

@@ -56,6 +56,10 @@ CLASSES: Mapping[MessageClass, str] = {
     MessageClass.RECORD: "A value in a bucket: it names its bucket, key and revision, and has no clock.",
     MessageClass.EVIDENCE: "Ballots, votes, epochs: judged by the epoch alone, for ever.",
     MessageClass.ENROL: "As live, but signed by the key that it brings.",
+    MessageClass.CHANNEL: (
+        "No envelope: a [frame](../explanation/channels.md#frames), sealed by the keys of an authenticated channel. "
+        "Opened once, in order."
+    ),
 }
 
 _HEAD = f"""# Subjects and messages

@@ -40,6 +40,8 @@ class MessageClass(StrEnum):
     RECORD = "record"
     EVIDENCE = "evidence"
     ENROL = "enrol"
+    CHANNEL = "channel"
+    """No envelope: a frame, opened by the keys of its channel (ADR 0011)."""
 
 
 KEPT_SUBJECTS = 8192

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from tocsin.bus import stop_on_signal
 from tocsin.bus.service import VERSION
-from tocsin.cli import authority, doctor, fleet_commands, respond, tail, traps
+from tocsin.cli import authority, doctor, fleet_commands, qkd, respond, tail, traps
 from tocsin.cli.agents_app import app as agents_app
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
@@ -58,6 +58,7 @@ app.add_typer(alert_app, name="alert")
 app.command("inventory")(inventory_command)
 
 app.add_typer(agents_app, name="agents")
+app.add_typer(qkd.app, name="qkd")
 respond.register(app)
 traps.register(app)
 
