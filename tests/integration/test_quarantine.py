@@ -108,6 +108,11 @@ async def test_a_quarantined_agent_is_told_nothing_sensitive_and_is_not_listened
         await scene.known("hunter-01", quarantined=True)
         assert scene.state("hunter-01") is AgentState.QUARANTINED
         sentinel, hunter = scene.agent("sentinel-01"), scene.agent("hunter-01")
+        # No channel leads to it any more.
+        for name in ("sentinel-01", "hunter-02"):
+            with pytest.raises(DeniedError) as barred:
+                await scene.agent(name).channel("hunter-01")
+            assert barred.value.reason == "barred"
         # It says something: the router refuses it, and whoever would get it past the router.
         await hunter.send(THREAT_ALERT, HIGH, audience="all", priority=Priority.HIGH)
         await eventually(lambda: scene.router.metrics.counter("rejected.quarantined") >= 1)

@@ -48,7 +48,9 @@ class Standings:
         self._bus.opener.standings = self
 
     def on_standing(self, told: Callable[[Standing], None]) -> None:
-        """Call ``told`` with every record that holds."""
+        """Call ``told`` with every record that holds: now with those of the quarantined that are known."""
+        for standing in self._quarantined.values():
+            told(standing)
         self._told.append(told)
 
     def is_quarantined(self, name: str) -> bool:

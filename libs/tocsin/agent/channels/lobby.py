@@ -18,6 +18,7 @@ from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import CHANNEL_OPEN
 from tocsin.contracts.channels import ChannelsOpened, OpenChannels, OpenedChannel
 from tocsin.contracts.errors import DeniedError, TocsinError
+from tocsin.contracts.health import Standing
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.crypto.channels import Limits
 
@@ -63,7 +64,14 @@ class Lobby:
             ),
         )
         self._bus.revocations.on_change(self.sweep)
+        self._bus.standings.on_standing(self._judge)
         self._bus.spawn(self._sweep_often(), "channels")
+
+    def _judge(self, standing: Standing) -> None:
+        if standing.quarantined:
+            self.bar(standing.agent)
+        else:
+            self.unbar(standing.agent)
 
     async def stop(self) -> None:
         """Close every channel."""
