@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 from tocsin.agent.agent import Agent, BallotChoice, HostView, rendezvous
 from tocsin.agent.host import AgentHost
+from tocsin.agent.objectives import ObjectiveContext
 from tocsin.agent.run import run_agents
 from tocsin.agent.settings import HostSettings
 from tocsin.bus import Context, Sent
@@ -23,6 +24,7 @@ __all__ = [
     "Context",
     "HostSettings",
     "HostView",
+    "ObjectiveContext",
     "Sent",
     "rendezvous",
     "run_agents",

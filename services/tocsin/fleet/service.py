@@ -14,14 +14,18 @@ from tocsin.contracts.catalogue import (
     EVENT,
     FLEET_AGENT,
     FLEET_APPROVE,
+    FLEET_COORDINATE,
     FLEET_ENROL,
+    FLEET_MISSION,
+    FLEET_MISSIONS,
     FLEET_ROSTER,
     FLEET_STANDING,
     HEARTBEAT,
     METRICS,
+    MISSION_REPORT,
 )
 from tocsin.contracts.decisions import Equivocation
-from tocsin.contracts.errors import InvalidInputError, UntrustedError
+from tocsin.contracts.errors import DeniedError, InvalidInputError, UntrustedError
 from tocsin.contracts.fleet import (
     AgentRecord,
     Enrolled,
@@ -40,6 +44,15 @@ from tocsin.contracts.health import (
     StandingOrder,
 )
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
+from tocsin.contracts.missions import (
+    MissionAccepted,
+    MissionList,
+    MissionListRequest,
+    MissionQuestion,
+    MissionReport,
+    MissionRequest,
+    MissionView,
+)
 from tocsin.contracts.operations import MetricsSnapshot, RejectedEnvelope
 from tocsin.contracts.routing import Refusal
 from tocsin.crypto import Algorithm, Authority, key_id
@@ -47,6 +60,8 @@ from tocsin.fleet import admission
 from tocsin.fleet.challenger import Challenger
 from tocsin.fleet.health import HealthBook
 from tocsin.fleet.liveness import Liveness, OnGone
+from tocsin.fleet.missions import MissionKeeper
+from tocsin.fleet.profiles import Profiles
 from tocsin.fleet.reports import reporter_of
 from tocsin.fleet.revocations import RevocationStater
 from tocsin.fleet.settings import FleetSettings
@@ -76,6 +91,8 @@ class FleetService(Service[FleetSettings]):
             bus, settings, self.book, changed=self.liveness.changed, condemn=self.standing.quarantine
         )
         self.liveness.on_change.append(self.challenger.on_change)
+        self.missions = MissionKeeper(bus, Profiles(self.book))
+        self.liveness.on_gone.append(self.missions.agents_lost)
         self._authority: Authority
         self._tokens: dict[str, IssuedToken] = {}
         self._tokens_changed_ns = -1
@@ -95,6 +112,7 @@ class FleetService(Service[FleetSettings]):
             )
         await self._read_tokens()
         await self.bus.records(AGENTS).follow(self._learn)
+        await self.missions.prepare()
         self.bus.revocations.on_change(self._revoked)
         self._revoked()
 
@@ -103,6 +121,7 @@ class FleetService(Service[FleetSettings]):
         self.liveness.start()
         self.standing.start()
         self.challenger.start()
+        await self.missions.started()
         stater = RevocationStater(self.bus, interval_s=self.settings.revocations_interval_s)
         self.bus.spawn(stater.run(), "revocation statements")
 
@@ -202,6 +221,29 @@ class FleetService(Service[FleetSettings]):
         changed, unchanged = await self.challenger.approve(approval.agents)
         await self.standing.approved(changed, by=context.sender.token)
         return StandingDone(changed=changed, unchanged=unchanged)
+
+    @handles(FLEET_COORDINATE, concurrency=4)
+    async def coordinate(self, request: MissionRequest, context: Context) -> MissionAccepted:
+        """Start a mission."""
+        return await self.missions.coordinate(request, context)
+
+    @handles(FLEET_MISSION)
+    async def mission(self, asked: MissionQuestion, _: Context) -> MissionView:
+        """Return all of one mission."""
+        return self.missions.view(asked.mission)
+
+    @handles(FLEET_MISSIONS)
+    async def list_missions(self, asked: MissionListRequest, _: Context) -> MissionList:
+        """Return missions, the youngest first."""
+        return self.missions.listing(asked)
+
+    @subscribes(MISSION_REPORT)
+    async def on_mission_report(self, report: MissionReport, context: Context) -> None:
+        """Take what a host says of its agents' objectives."""
+        try:
+            self.missions.on_report(report, context)
+        except DeniedError as error:
+            self.bus.reject(error, context.subject, context.data)
 
     @subscribes(METRICS)
     async def on_figures(self, _: MetricsSnapshot, context: Context) -> None:
