@@ -291,8 +291,9 @@ async def test_members_of_a_mission_and_of_its_groups_talk_and_others_are_refuse
             assert audience is not None
             theirs = await stranger.make(COORDINATION, seen, audience=audience)
             await router.send(subject.at(**at), theirs)
-            hosts = one.hosts.values()
-            await eventually(lambda: all(counted(host, "rejected.not_a_member") > 0 for host in hosts))
+            await eventually(
+                lambda: all(counted(host, "rejected.not_a_member") > 0 for host in one.hosts.values())
+            )
             assert one.script.tasks == []
             sent = await one.hosts["h1"]._bus.make(COORDINATION, seen, audience=audience, sender=member.id)
             await router.send(subject.at(**at), sent)

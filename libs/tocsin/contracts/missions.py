@@ -175,9 +175,9 @@ class MissionRecord(Message):
     """Reports of agents that had lost the objective by then: not counted."""
     bound_s: Annotated[float, Field(ge=0)] = 0.0
     """No assignment to these agents can be done faster: see docs/explanation/missions.md."""
-    efficiency: Annotated[float, Field(ge=0)] | None = None
+    efficiency: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of the work that was done, times the bound over the time that the mission took; None until it ends."""
-    utilisation: Annotated[float, Field(ge=0)] | None = None
+    utilisation: Annotated[float, Field(ge=0, le=1)] | None = None
     """Work done over what the assigned agents could have done meanwhile; None until it ends."""
 
 

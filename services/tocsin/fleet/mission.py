@@ -413,7 +413,7 @@ class Mission:
         self.changes.order.discard(name)
 
     def _figures(self) -> Mapping[str, float | None]:
-        """Return the efficiency and the utilisation of a mission that has ended."""
+        """Return the efficiency and the utilisation of a mission that has ended: at most 1, for who declared too much."""
         took_s = (self.ended_ns - self._record.proposed_ns) / NS_PER_S
         if not self.ended_ns or took_s <= 0:
             return {}
@@ -422,8 +422,8 @@ class Mission:
         share = done / sum(work for work, _ in works)
         agents = len({held.agent for held in self._held.values()})
         return {
-            "efficiency": share * self._record.bound_s / took_s,
-            "utilisation": done / (agents * took_s),
+            "efficiency": share * min(1.0, self._record.bound_s / took_s),
+            "utilisation": min(1.0, done / (agents * took_s)),
         }
 
 
