@@ -38,7 +38,7 @@ from tocsin.contracts.missions import (
 INSTANCE = "2"
 """Fleet's: what a run does in fleet's name has the others."""
 POLL_S = 0.1
-MEASURES = "_carrying.py"
+SCRIPT = "_carrying.py"
 
 
 @asynccontextmanager
@@ -73,12 +73,17 @@ async def fleet_service(system: Embedded) -> AsyncIterator[Supervisor]:
         supervisor.kill()
 
 
-def host_worker(system: Embedded, name: str) -> Worker:
-    """Return a worker that carries a host's agents, not started; one that was killed is made anew with it."""
-    settings = install_host(system.fleet, name, nats_url=system.fleet.nats_url).model_dump(mode="json")
+def plan_host(system: Embedded, name: str) -> CarryingPlan:
+    """Write a host's folder, once: a host that comes back has the keys that it had."""
+    settings = install_host(system.fleet, name, nats_url=system.fleet.nats_url)
+    return CarryingPlan(settings=settings.model_dump(mode="json"))
+
+
+def host_worker(system: Embedded, name: str, plan: CarryingPlan) -> Worker:
+    """Return a worker that carries a host's agents, not started."""
     logs = system.fleet.folder / "logs"
     logs.mkdir(exist_ok=True)
-    return Worker(name, MEASURES, CarryingPlan(settings=settings), logs / f"host.{name}.log")
+    return Worker(name, SCRIPT, plan, logs / f"host.{name}.log")
 
 
 def objectives_for(agents: Sequence[PlannedAgent], count: int, *, work: float) -> tuple[Objective, ...]:

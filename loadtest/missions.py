@@ -24,7 +24,7 @@ from typing import Any
 from _agents import FleetOptions, add_fleet_options, host_names
 from _broadcast import StopWatch
 from _embedded import Embedded, embedded
-from _missions import Client, fleet_service, host_worker, objectives_for
+from _missions import Client, fleet_service, host_worker, objectives_for, plan_host
 from _processes import until_terminated
 from common import Environment, emit, exit_with, latency, positive_float, positive_int, say, show_table
 
@@ -87,7 +87,7 @@ async def run_missions(system: Embedded, options: argparse.Namespace) -> dict[st
     fleet = system.fleet
     names = host_names(fleet.agents)
     took = StopWatch()
-    workers = [host_worker(system, name) for name in names]
+    workers = [host_worker(system, name, plan_host(system, name)) for name in names]
     await fleet.enrol()
     took.lap("records")
     async with AsyncExitStack() as stack:
@@ -174,7 +174,7 @@ def _arguments() -> argparse.Namespace:
         default=None,
         help="in each; as many as there are agents if not given",
     )
-    add("--work", type=positive_float, default=2.0, help="seconds that an agent works at an objective")
+    add("--work", type=positive_float, default=5.0, help="seconds that an agent works at an objective")
     add("--pause", type=positive_float, default=0.3, help="seconds between two missions")
     return parser.parse_args()
 

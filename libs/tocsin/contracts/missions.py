@@ -126,8 +126,8 @@ class ObjectiveRecord(Message):
     agent: Name
     """Who has it now, or had it last."""
     epoch: Epoch = 1
-    accepted: bool = False
-    """Whether its agent's host has accepted this epoch."""
+    accepted_ns: Nanoseconds = 0
+    """When fleet learnt that its agent's host has accepted this epoch; 0: not yet."""
     standbys: Annotated[tuple[Name, ...], Field(max_length=MAX_STANDBYS)] = ()
     tried: Annotated[tuple[Name, ...], Field(max_length=MAX_EPOCHS)] = ()
     """Who had it before."""

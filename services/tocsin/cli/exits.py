@@ -34,7 +34,8 @@ class Exit(IntEnum):
     INCOMPLETE = (
         4,
         "`demo`: decided, but a delivery that was due could not be proven or a guardian refused. `alert send --wait`: "
-        "somebody to whom the alert was due has not confirmed it, or nobody was due.",
+        "somebody to whom the alert was due has not confirmed it, or nobody was due. "
+        "`mission watch`: the mission has ended and not every objective was reached.",
     )
     BAD_INPUT = (
         65,

@@ -25,6 +25,7 @@ from tocsin.cli import authority, doctor, tail
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.cli.installation import Installation
+from tocsin.cli.mission import mission_app
 from tocsin.contracts.errors import InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import ServiceName, Severity, SpiffeId
 from tocsin.contracts.revocations import RevocationReason
@@ -48,6 +49,8 @@ agent_app = typer.Typer(help="Agents of one's own.", no_args_is_help=True)
 app.add_typer(agent_app, name="agent")
 alert_app = typer.Typer(help="Alerts, and the proof of their delivery.", no_args_is_help=True)
 app.add_typer(alert_app, name="alert")
+
+app.add_typer(mission_app, name="mission")
 
 DEFAULT_STATE = Path(platformdirs.user_state_dir("tocsin"))
 DEFAULT_STACK = Path("deploy/stack")
@@ -460,6 +463,10 @@ def _no_input(path: Path, error: OSError) -> TocsinError:
 def _show(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+# For the modules beside this one that bring commands of their own.
+open_bus, run_async, read_file, show = _bus, _run, _read, _show
 
 
 if __name__ == "__main__":

@@ -108,7 +108,9 @@ def assign(objectives: Sequence[Objective], agents: Sequence[Candidate]) -> list
             )
         # Agent by agent; its later places cost more.
         places = np.tile(np.arange(queue), len(agents))
-        matrix = np.repeat(costs, queue, axis=1) + LOAD * weights[:, None] * places[None, :]
+        matrix = costs
+        if queue > 1:
+            matrix = np.repeat(costs, queue, axis=1) + LOAD * weights[:, None] * places[None, :]
         try:
             _, columns = linear_sum_assignment(matrix)
         except ValueError:  # no assignment gives everybody a place: the eligible ones have too few
@@ -177,22 +179,22 @@ def _with_standbys(
     import numpy as np  # noqa: PLC0415 - only what plans missions needs it
 
     hosts = np.unique([agent.host for agent in agents], return_inverse=True)[1]
+    # Added to the costs of those on the same host: they are no standbys.
+    apart = {host: np.where(hosts == host, np.inf, 0.0) for host in set(hosts.tolist())}
     primary = np.asarray(chosen)
-    load = np.bincount(primary, minlength=len(agents)) * LOAD
-    duties = np.zeros(len(agents))
+    busy = np.bincount(primary, minlength=len(agents)) * LOAD
     found = []
-    for row, (agent, weight) in enumerate(zip(primary, np.asarray(weights), strict=True)):
-        spare = costs[row] + weight * (load + duties)
-        spare[hosts == hosts[agent]] = np.inf
+    for row, (agent, weight) in enumerate(zip(primary.tolist(), np.asarray(weights).tolist(), strict=True)):
+        spare = costs[row] + weight * busy + apart[int(hosts[agent])]
         standbys = []
         for _ in range(min(MAX_STANDBYS, len(agents))):
             best = int(spare.argmin())
-            if not np.isfinite(spare[best]):
+            if spare[best] == np.inf:
                 break
-            standbys.append(best)
-            duties[best] += DUTY
+            standbys.append(agents[best].name)
+            busy[best] += DUTY
             spare[best] = np.inf
-        found.append(Assigned(agents[agent].name, tuple(agents[one].name for one in standbys)))
+        found.append(Assigned(agents[agent].name, tuple(standbys)))
     return found
 
 

@@ -62,7 +62,7 @@ class _Held:
     state: ObjectiveState
     agent: str
     epoch: int
-    accepted: bool
+    accepted_ns: int
     standbys: tuple[str, ...]
     tried: tuple[str, ...]
     since_ns: int
@@ -73,6 +73,11 @@ class _Held:
     first_ns: int = 0
     """When its present agent was told first, and when last; 0: not yet by this process."""
     sent_ns: int = 0
+
+    @property
+    def accepted(self) -> bool:
+        """Whether its agent's host has accepted it."""
+        return self.accepted_ns > 0
 
     @property
     def due_ns(self) -> int:
@@ -109,7 +114,7 @@ class Mission:
                 one.state,
                 one.agent,
                 one.epoch,
-                one.accepted,
+                one.accepted_ns,
                 one.standbys,
                 one.tried,
                 one.since_ns,
@@ -303,7 +308,7 @@ class Mission:
                 state=held.state,
                 agent=held.agent,
                 epoch=held.epoch,
-                accepted=held.accepted,
+                accepted_ns=held.accepted_ns,
                 standbys=held.standbys,
                 tried=held.tried,
                 since_ns=held.since_ns,
@@ -350,7 +355,7 @@ class Mission:
     def _accept(self, name: str, held: _Held, now_ns: int) -> None:
         if held.accepted:
             return
-        held.accepted = True
+        held.accepted_ns = now_ns
         self._unaccepted.discard(name)
         if held.state is _S.ASSIGNED:
             held.state = _S.RUNNING
@@ -369,7 +374,7 @@ class Mission:
         held = self._held[name]
         if held.state is _S.WAITING and all(self._held[one].state is _S.DONE for one in held.objective.after):
             # Its host has to hear that it may begin, and says so again.
-            held.state, held.accepted, held.since_ns, held.first_ns = _S.ASSIGNED, False, now_ns, 0
+            held.state, held.accepted_ns, held.since_ns, held.first_ns = _S.ASSIGNED, 0, now_ns, 0
             self._unaccepted.add(name)
             self.changes.order.add(name)
             self.changes.kept = True
@@ -386,7 +391,7 @@ class Mission:
             self._give_up(name, reason, now_ns)
             return
         held.tried, held.agent, held.epoch, held.reason = tried, following, held.epoch + 1, reason
-        held.accepted, held.progress, held.first_ns = False, 0.0, 0
+        held.accepted_ns, held.progress, held.first_ns = 0, 0.0, 0
         if held.state is not _S.WAITING:
             held.state, held.since_ns = _S.ASSIGNED, now_ns
         self.taken_over += 1
@@ -413,7 +418,7 @@ class Mission:
         self.changes.order.discard(name)
 
     def _figures(self) -> Mapping[str, float | None]:
-        """Return the efficiency and the utilisation of a mission that has ended: at most 1, for who declared too much."""
+        """Return the efficiency and the utilisation of a mission that has ended, at most 1."""
         took_s = (self.ended_ns - self._record.proposed_ns) / NS_PER_S
         if not self.ended_ns or took_s <= 0:
             return {}

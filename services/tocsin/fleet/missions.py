@@ -35,6 +35,7 @@ from tocsin.contracts.errors import (
     InvalidInputError,
     TocsinError,
     UnavailableError,
+    UntrustedError,
 )
 from tocsin.contracts.identifiers import Priority
 from tocsin.contracts.missions import (
@@ -99,7 +100,7 @@ class MissionKeeper:
     async def prepare(self) -> None:
         """Learn what agents can do and which missions there are."""
         await self._bus.records(PROFILES).follow(self.profiles.learn)
-        await self._records.follow(self._learn)
+        await self._refresh()
 
     async def started(self) -> None:
         """Go on with the missions that run."""
@@ -118,7 +119,7 @@ class MissionKeeper:
             ExhaustedError: ``missions_full``.
         """
         name = request.mission or f"m-{context.leaf.hex()[:12]}"
-        if name in self._known or name in self._running or name in self._starting:
+        if name in self._known or name in self._starting:
             raise ConflictError(f"there is a mission {name} already", reason="mission_exists")
         if len(self._running) + len(self._starting) >= MAX_RUNNING:
             raise ExhaustedError(f"{MAX_RUNNING} missions run already", reason="missions_full")
@@ -141,6 +142,7 @@ class MissionKeeper:
             await self._create(record)
         finally:
             self._starting.discard(name)
+        self._known[name] = record
         running = self._running[name] = _Running(Mission(record))
         running.mission.begin()
         await self._tell(running)
@@ -149,7 +151,7 @@ class MissionKeeper:
         self._announce(running.mission, MissionNews.STARTED)
         return MissionAccepted(mission=name)
 
-    def view(self, name: str) -> MissionView:
+    async def view(self, name: str) -> MissionView:
         """Return all of one mission.
 
         Raises:
@@ -159,12 +161,14 @@ class MissionKeeper:
         if running is not None:
             mission = running.mission
             return MissionView(record=mission.record(now_ns=time.time_ns()), progress=mission.progress())
-        if name not in self._known:
+        record = await self._records.get(name)
+        if record is None:
             raise InvalidInputError(f"there is no mission {name}", reason="no_such_mission")
-        return MissionView(record=self._known[name], progress={})
+        return MissionView(record=record, progress={})
 
-    def listing(self, asked: MissionListRequest) -> MissionList:
+    async def listing(self, asked: MissionListRequest) -> MissionList:
         """Return missions, the youngest first."""
+        await self._refresh()
         current = {name: one.mission.record(now_ns=time.time_ns()) for name, one in self._running.items()}
         found = [one for one in ({**self._known, **current}).values() if asked.state in {None, one.state}]
         found.sort(key=lambda one: (-one.proposed_ns, one.mission))
@@ -337,7 +341,7 @@ class MissionKeeper:
     async def _end(self, running: _Running) -> None:
         mission = running.mission
         await self._keep(running)
-        self._learn(mission.name, mission.record(now_ns=time.time_ns()))
+        self._learn(mission.record(now_ns=time.time_ns()))
         self._running.pop(mission.name, None)
         await self._tell(running, ended=True)
         self._bus.metrics.count(f"missions_ended.{mission.state.value}")
@@ -398,13 +402,22 @@ class MissionKeeper:
         if unfit:
             await self._lost(running, unfit, Spare(self._fit), time.time_ns())
 
-    def _learn(self, name: str, record: MissionRecord) -> None:
-        if name != record.mission:
-            return
-        running = self._running.get(name)
-        if running is not None and record.runner != self._me:
-            self._drop(running)
-        self._known[name] = record
+    async def _refresh(self) -> None:
+        """Read the missions that another instance runs, or has run."""
+        for name in sorted(await self._records.keys()):
+            known = self._known.get(name)
+            if name in self._running or (known is not None and known.state is not MissionState.RUNNING):
+                continue
+            try:
+                record = await self._records.get(name)
+            except UntrustedError as error:
+                self._bus.metrics.count(f"mission_records_refused.{error.reason}")
+                continue
+            if record is not None and record.mission == name:
+                self._learn(record)
+
+    def _learn(self, record: MissionRecord) -> None:
+        self._known[record.mission] = record
         while len(self._known) > MAX_KEPT:
             oldest = next((n for n in self._known if n not in self._running), None)
             if oldest is None:

@@ -91,11 +91,13 @@ def sort_objectives(objectives: Sequence[Objective]) -> list[Objective]:
             raise InvalidInputError(f"{objective.name} is there twice", reason="duplicate_objective")
         by_name[objective.name] = objective
     for objective in objectives:
-        if unknown := set(objective.after) - set(by_name):
+        if unknown := [name for name in objective.after if name not in by_name]:
             raise InvalidInputError(
                 f"{objective.name} comes after {min(unknown)}, which is no objective of this mission",
                 reason="unknown_dependency",
             )
+    if not any(objective.after for objective in objectives):
+        return list(objectives)
     try:
         order = list(TopologicalSorter({one.name: one.after for one in objectives}).static_order())
     except CycleError as error:
@@ -136,10 +138,17 @@ def spread(names: Iterable[str], by_name: Mapping[str, Candidate]) -> list[str]:
 
 def _record(objective: Objective, assigned: Assigned, now_ns: int) -> ObjectiveRecord:
     waits = bool(objective.after)
-    return ObjectiveRecord(
+    # Of what was validated already: for a thousand of them it would cost as much as the assignment itself.
+    return ObjectiveRecord.model_construct(
         objective=objective,
         state=ObjectiveState.WAITING if waits else ObjectiveState.ASSIGNED,
         agent=assigned.agent,
+        epoch=1,
+        accepted_ns=0,
         standbys=assigned.standbys,
+        tried=(),
         since_ns=0 if waits else now_ns,
+        ended_ns=0,
+        summary="",
+        reason="",
     )

@@ -230,12 +230,12 @@ class FleetService(Service[FleetSettings]):
     @handles(FLEET_MISSION)
     async def mission(self, asked: MissionQuestion, _: Context) -> MissionView:
         """Return all of one mission."""
-        return self.missions.view(asked.mission)
+        return await self.missions.view(asked.mission)
 
     @handles(FLEET_MISSIONS)
     async def list_missions(self, asked: MissionListRequest, _: Context) -> MissionList:
         """Return missions, the youngest first."""
-        return self.missions.listing(asked)
+        return await self.missions.listing(asked)
 
     @subscribes(MISSION_REPORT)
     async def on_mission_report(self, report: MissionReport, context: Context) -> None:
