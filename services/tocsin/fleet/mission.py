@@ -381,6 +381,8 @@ class Mission:
 
     def _pass_on(self, name: str, reason: str, spare: Spare, now_ns: int) -> None:
         """Give an objective to the next agent, or give it up."""
+        if name not in self._open:
+            return  # what it waited for was given up a moment ago, and it with that
         held = self._held[name]
         tried = (*held.tried, held.agent)
         self.changes.recalls.append((held.agent, name, held.epoch))
