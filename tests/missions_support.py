@@ -67,7 +67,7 @@ class Worker(Agent):
 
 async def start(bus: Bus, *objectives: Objective, **more: object) -> str:
     """Start a mission; return its name."""
-    request = MissionRequest(objectives=objectives, **more)  # type: ignore[arg-type]  # a test's own
+    request = MissionRequest(objectives=objectives, **more)
     return (await bus.request(FLEET_COORDINATE, request, timeout_s=10)).mission
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,7 @@ from tocsin.contracts.observations import Observations
 from tocsin.contracts.routing import Coordination
 from tocsin.contracts.subjects import senders
 from tocsin.fleet.service import FleetService
+from tocsin.telemetry import Metrics
 
 HOSTS = {
     "h1": [("hunter-01", Role.HUNTER), ("sentinel-01", Role.SENTINEL)],
@@ -273,6 +275,42 @@ async def test_a_killed_fleet_goes_on_with_what_runs_and_starts_nothing_twice(wo
         assert record.state is MissionState.COMPLETE
         assert [name for name, *_ in one.script.begun].count("dig") == 1
         assert [entry.epoch for entry in record.objectives] == [1, 1, 1]
+
+
+async def test_a_host_that_died_while_fleet_was_away_has_its_work_taken_over(world: World) -> None:
+    async with system(world) as one:
+        mission = await start(one.cli, Objective(name="dig", role=Role.HUNTER))
+        await eventually(lambda: len(one.script.begun) == 1)
+        ((_, first, _),) = one.script.begun
+        await one.service.bus.__aexit__(None, None, None)
+        # Without a goodbye: its bus is gone, and with it what its agents would say.
+        await one.hosts["h1" if first == "hunter-01" else "h2"]._bus.__aexit__(None, None, None)
+        await one.fleet.start_fleet(silent_after_s=600)
+        await eventually(lambda: len(one.script.begun) == 2, within_s=30)
+        one.script.released.add("*")
+        record = await until_ended(one.cli, mission)
+        assert record.state is MissionState.COMPLETE
+        assert (of(record, "dig").reason, of(record, "dig").epoch) == ("not_accepted", 2)
+
+
+async def test_a_host_that_restarts_at_once_is_asked_again_and_begins_anew(world: World) -> None:
+    async with system(world) as one:
+        only = Objective(name="dig", role=Role.HUNTER)
+        mission = await start(one.cli, only, agents=("hunter-01",))
+        await eventually(lambda: len(one.script.begun) == 1)
+        host = one.hosts["h1"]
+        await host._bus.__aexit__(None, None, None)
+        # This process still holds the files' locks, so its next life has copies.
+        state_dir = host.settings.state_dir.with_name("state-again")
+        shutil.copytree(host.settings.state_dir, state_dir)
+        settings = host.settings.model_copy(update={"state_dir": state_dir})
+        again = AgentHost(settings, one.script.make, Metrics())
+        one.service.liveness.on_gone.clear()
+        async with again:
+            await eventually(lambda: len(one.script.begun) == 2, within_s=20)
+            one.script.released.add("*")
+            record = await until_ended(one.cli, mission)
+        assert (record.state, of(record, "dig").epoch) == (MissionState.COMPLETE, 1)
 
 
 async def test_members_of_a_mission_and_of_its_groups_talk_and_others_are_refused(world: World) -> None:

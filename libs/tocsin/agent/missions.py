@@ -90,10 +90,12 @@ class Missions:
 
     async def start(self) -> None:
         """Say what the agents can do, and listen for orders."""
-        mine = HostProfile(zone=self._zone, agents=tuple(map(_profile, self._agents.values())))
-        records = self._bus.records(PROFILES)
-        await records.change(self._bus.id.token, lambda held: None if held == mine else mine)
+        mine = HostProfile(
+            zone=self._zone, started_ns=time.time_ns(), agents=tuple(map(_profile, self._agents.values()))
+        )
         await self._bus.subscribe(MISSION_ORDER, self.on_order)
+        # Afterwards: whoever learns of the new process asks at once whether it has what the last one had.
+        await self._bus.records(PROFILES).change(self._bus.id.token, lambda _: mine)
         self._bus.spawn(self._reports.run(), "mission reports")
         self._bus.spawn(self._sweep(), "missions' ends")
 

@@ -45,6 +45,8 @@ class HostProfile(Message):
     """Value of the ``profiles`` bucket: what a host's agents can do, and where the host is."""
 
     zone: Name
+    started_ns: Nanoseconds
+    """When the host's process started: what its agents had in hand before is lost."""
     agents: Annotated[tuple[AgentProfile, ...], Field(max_length=MAX_AGENTS_PER_HOST)]
 
 

@@ -263,8 +263,30 @@ class Mission:
             self.changes.order |= self._unaccepted
 
     def begin(self) -> None:
-        """Have everybody told of everything that is open: at the start, and after a restart of fleet."""
+        """Have everybody told of everything that is open."""
         self.changes.order |= self._open
+
+    def ask_again(self, *, now_ns: int, agents: Iterable[str] | None = None, grace_ns: int = 0) -> bool:
+        """Have some agents' hosts say again that they have what they accepted: one of the two has restarted.
+
+        Args:
+            now_ns: now.
+            agents: whose; None: everybody's.
+            grace_ns: how much longer than usual they may take, in nanoseconds.
+
+        Returns:
+            whether that concerns anything.
+        """
+        some = None if agents is None else frozenset(agents)
+        asked = [name for name in self._open if some is None or self._held[name].agent in some]
+        for name in asked:
+            held = self._held[name]
+            held.accepted_ns, held.first_ns = 0, now_ns + grace_ns
+            if held.state is _S.RUNNING:
+                held.state = _S.ASSIGNED
+        self._unaccepted.update(asked)
+        self.changes.order.update(asked)
+        return bool(asked)
 
     def next_ns(self) -> int:
         """Return when :meth:`advance` has something to do next."""

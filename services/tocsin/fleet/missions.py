@@ -40,6 +40,7 @@ from tocsin.contracts.errors import (
 from tocsin.contracts.identifiers import Priority
 from tocsin.contracts.missions import (
     HostPart,
+    HostProfile,
     MissionAccepted,
     MissionEvent,
     MissionList,
@@ -65,6 +66,8 @@ KEEP_EVERY_S = 0.5
 """How often what only a look at the stream would tell is written down."""
 RETRY_S = 0.25
 MAX_CONCERNS = 64
+RESUME_GRACE_NS = 5 * NS_PER_S
+"""After a restart of fleet hosts have so much longer to confirm: the broker may have restarted, too."""
 BEFORE_NS = 60 * NS_PER_S
 """A restarted fleet reads the stream from so long before a mission began: the broker has a clock of its own."""
 
@@ -99,7 +102,7 @@ class MissionKeeper:
 
     async def prepare(self) -> None:
         """Learn what agents can do and which missions there are."""
-        await self._bus.records(PROFILES).follow(self.profiles.learn)
+        await self._bus.records(PROFILES).follow(self._on_profile)
         await self._refresh()
 
     async def started(self) -> None:
@@ -145,7 +148,11 @@ class MissionKeeper:
         self._known[name] = record
         running = self._running[name] = _Running(Mission(record))
         running.mission.begin()
-        await self._tell(running)
+        try:
+            await self._tell(running)
+        except UnavailableError as error:
+            # It is kept, and what is not accepted is said again.
+            self._bus.metrics.count(f"mission_failures.{error.reason}")
         running.task = self._bus.spawn(self._run(running), f"mission {name}")
         self._bus.metrics.count("missions_started")
         self._announce(running.mission, MissionNews.STARTED)
@@ -207,12 +214,23 @@ class MissionKeeper:
             )
         )
 
+    def _on_profile(self, key: str, profile: HostProfile) -> None:
+        """Learn what a host's agents can do; a host that has restarted is asked whether it has what it had."""
+        restarted = self.profiles.learn(key, profile)
+        for running in self._running.values() if restarted else ():
+            if running.mission.ask_again(now_ns=time.time_ns(), agents=restarted):
+                running.wake.set()
+
     # --- Inside -------------------------------------------------------------------------------
 
     async def _lost(self, running: _Running, names: Iterable[str], spare: Spare, now_ns: int) -> None:
         if running.mission.lost(names, spare, now_ns=now_ns):
             running.lost_ns = running.lost_ns or now_ns
-            await self._apply(running)
+            try:
+                await self._apply(running)
+            except TocsinError as error:
+                # The mission's own task tries again, or lets go of it.
+                self._bus.metrics.count(f"mission_failures.{error.reason}")
             running.wake.set()
 
     def _count(self, running: _Running, report: MissionReport, host: str, now_ns: int) -> set[Verdict]:
@@ -310,7 +328,13 @@ class MissionKeeper:
             return record.model_copy(update={"runner": self._me})
 
         try:
-            await self._records.change(record.mission, keep)
+            try:
+                await self._records.change(record.mission, keep)
+            except InvalidInputError:
+                # Results have made it too large: it is kept without their texts, which the stream has.
+                self._bus.metrics.count("mission_summaries_dropped")
+                record = _without_summaries(record)
+                await self._records.change(record.mission, keep)
         except TocsinError:
             running.mission.changes.kept = True
             raise
@@ -381,7 +405,8 @@ class MissionKeeper:
         # What came by ear while the stream was read is in the stream by now.
         with contextlib.suppress(UnavailableError):
             await self._read_reports(running)
-        running.mission.begin()
+        # Hosts may have died meanwhile, unheard: what is not confirmed goes to others.
+        running.mission.ask_again(now_ns=time.time_ns(), grace_ns=RESUME_GRACE_NS)
         running.task = asyncio.current_task()
         self._bus.metrics.count("missions_resumed")
         self._announce(running.mission, MissionNews.RESUMED)
@@ -469,6 +494,11 @@ class MissionKeeper:
 
 def _taken(held: MissionRecord) -> ConflictError:
     return ConflictError(f"{held.runner} runs {held.mission}", reason="not_its_runner")
+
+
+def _without_summaries(record: MissionRecord) -> MissionRecord:
+    bare = tuple(one.model_copy(update={"summary": ""}) for one in record.objectives)
+    return record.model_copy(update={"objectives": bare})
 
 
 async def _warm_up() -> None:

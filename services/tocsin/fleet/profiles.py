@@ -23,15 +23,23 @@ class Profiles:
         self._zones: dict[str, str] = {}
         self._agents: dict[tuple[str, str], AgentProfile] = {}
         self._by_host: dict[str, tuple[str, ...]] = {}
+        self._started_ns: dict[str, int] = {}
 
-    def learn(self, key: str, profile: HostProfile) -> None:
-        """Take a host's record; its key is the host's token, and the host has signed it."""
+    def learn(self, key: str, profile: HostProfile) -> tuple[str, ...]:
+        """Take a host's record; its key is the host's token, and the host has signed it.
+
+        Returns:
+            its agents, if it is known from an earlier start: what they had in hand is lost.
+        """
         host = key.partition(".")[2]
+        before_ns = self._started_ns.get(host, profile.started_ns)
+        self._started_ns[host] = profile.started_ns
         for name in self._by_host.pop(host, ()):
             self._agents.pop((host, name), None)
         self._zones[host] = profile.zone
         self._by_host[host] = tuple(one.agent for one in profile.agents)
         self._agents.update({(host, one.agent): one for one in profile.agents})
+        return self._by_host[host] if before_ns != profile.started_ns else ()
 
     def host_of(self, agent: str) -> str | None:
         """Return where an agent is enrolled."""

@@ -168,7 +168,7 @@ def test_a_plan_keeps_to_whom_the_request_names() -> None:
     some = [agent("a-1"), agent("a-2", zone="south"), agent("a-3", Role.SENTINEL)]
 
     def planned(**more: object) -> set[str]:
-        request = MissionRequest(objectives=(Objective(name="x"),), **more)  # type: ignore[arg-type]  # a test's own
+        request = MissionRequest(objectives=(Objective(name="x"),), **more)
         record = plan(request, some, mission="m", by="b", runner="r", proposed_ns=1, now_ns=2)
         return {record.objectives[0].agent}
 

@@ -40,7 +40,7 @@ def host_of(name: str) -> str | None:
 
 
 def planned(objectives: tuple[Objective, ...] = OBJECTIVES, **more: object) -> Mission:
-    request = MissionRequest(objectives=objectives, **more)  # type: ignore[arg-type]  # a test's own
+    request = MissionRequest(objectives=objectives, **more)
     record = plan(request, list(AGENTS.values()), mission="m", by="b", runner="r", proposed_ns=1, now_ns=1)
     mission = Mission(record)
     mission.begin()
