@@ -27,6 +27,8 @@ bench: $(STAMP) ## every program of loadtest/, briefly: one JSON object each
 	@$(BIN)/python loadtest/routing.py --find-max --routers-list 1 --seconds 2 --warmup 1 --max-rates 5
 	@$(BIN)/python loadtest/routing.py --agents 847 --key-scope agent --presigned --rate 200 --seconds 5
 	@$(BIN)/python loadtest/broadcast.py --agents 847 --alerts 25
+	@$(BIN)/python loadtest/missions.py --agents 847 --missions 5
+	@$(BIN)/python loadtest/recovery.py --agents 40 --kills 4
 
 lint: $(STAMP) ## ruff: lint and format
 	@$(BIN)/ruff check $(SOURCES) && $(BIN)/ruff format --check $(SOURCES)
