@@ -7,6 +7,7 @@ is sent again; fleet knows what it knows. Of one task's words on progress only t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from tocsin.bus import Bus
 from tocsin.contracts.catalogue import MISSION_REPORT, MISSION_REPORT_TYPE
@@ -58,6 +59,12 @@ class MissionReports:
                 await self._idle.wait()
         except TimeoutError:
             self._bus.metrics.count("mission_reports_dropped", len(self))
+
+    async def sent(self, *, within_s: float) -> None:
+        """Wait until nothing waits, for so long at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._idle.wait()
 
     async def run(self) -> None:
         """Send until cancelled."""

@@ -39,6 +39,8 @@ from tocsin.telemetry import get_logger
 
 MAX_TASKS = 8192
 MAX_MISSIONS = 256
+SAID_S = 0.1
+"""For how long agents wait with their work until the stream has what their host has accepted."""
 SWEEP_S = 5.0
 MAX_TEXT = 256
 NS_PER_S = 1_000_000_000
@@ -136,34 +138,43 @@ class Missions:
             if job is not None and job.task.epoch <= recall.epoch:
                 _cancel([job])
                 del mission.jobs[recall.objective]
-        for task in part.tasks:
-            self._take(order.mission, mission, task)
-        if not mission.listening or mission.topology != order.topology:
-            self._listen(order.mission, mission, order.topology)
+        begin = [job for task in part.tasks if (job := self._take(order.mission, mission, task)) is not None]
+        if begin or not mission.listening or mission.topology != order.topology:
+            self._bus.spawn(self._act(order.mission, mission, order.topology, begin), "order")
 
     # --- Inside -------------------------------------------------------------------------------
 
-    def _take(self, name: str, mission: _Mission, task: Task) -> None:
-        """Take one task, or say again what has become of it."""
+    async def _act(self, name: str, mission: _Mission, topology: Topology, begin: list[_Job]) -> None:
+        """Let agents begin, once it is said that they will: two hundred that begin would hold that up."""
+        await self._reports.sent(within_s=SAID_S)
+        if self._missions.get(name) is not mission:
+            return
+        for job in begin:
+            if mission.jobs.get(job.task.objective.name) is job and job.running is None:
+                self._begin(name, mission, job)
+        if not mission.listening or mission.topology != topology:
+            self._listen(name, mission, topology)
+
+    def _take(self, name: str, mission: _Mission, task: Task) -> _Job | None:
+        """Take one task, or say again what has become of it; return it if it is to begin now."""
         held = mission.jobs.get(task.objective.name)
         if held is not None and held.task.epoch > task.epoch:
-            return
+            return None
         if held is not None and (held.task.epoch, held.task.agent) == (task.epoch, task.agent):
             self._reports.add(name, held.last)
             if task.begin and not held.task.begin:
                 held.task = task
-                self._begin(name, mission, held)
-            return
+                return held
+            return None
         if held is not None:
             _cancel([held])
         why = self._why_not(task)
         if why:
             self._decline(name, (task,), why)
-            return
+            return None
         job = mission.jobs[task.objective.name] = _Job(task, _report(task, ReportKind.ACCEPTED))
         self._reports.add(name, job.last)
-        if task.begin:
-            self._begin(name, mission, job)
+        return job if task.begin else None
 
     def _why_not(self, task: Task) -> str:
         if self._closed:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
-from tocsin.bus import Bus, Context
+from tocsin.bus import Bus, Context, Sent
 from tocsin.bus.envelope import encode_body
 from tocsin.contracts.catalogue import (
     EVENT_MISSION,
@@ -51,13 +51,14 @@ from tocsin.contracts.missions import (
     MissionReport,
     MissionRequest,
     MissionState,
+    MissionSummary,
     MissionView,
 )
 from tocsin.fleet.assignment import Candidate, Spare
 from tocsin.fleet.mission import NS_PER_S, Mission, Verdict, summary_of
 from tocsin.fleet.planning import plan
 from tocsin.fleet.profiles import Profiles
-from tocsin.telemetry import get_logger
+from tocsin.telemetry import get_logger, set_aside
 
 MAX_RUNNING = 64
 MAX_KEPT = 1024
@@ -97,7 +98,7 @@ class MissionKeeper:
         self._records = bus.records(MISSIONS)
         self._running: dict[str, _Running] = {}
         self._starting: set[str] = set()
-        self._known: OrderedDict[str, MissionRecord] = OrderedDict()
+        self._known: OrderedDict[str, MissionSummary] = OrderedDict()
         self._candidates: dict[str, Candidate] | None = None
 
     async def prepare(self) -> None:
@@ -108,8 +109,8 @@ class MissionKeeper:
     async def started(self) -> None:
         """Go on with the missions that run."""
         self._bus.spawn(_warm_up(), "warming up")
-        for record in [one for one in self._known.values() if one.state is MissionState.RUNNING]:
-            self._bus.spawn(self._resume(record), f"resuming {record.mission}")
+        for name in [one.mission for one in self._known.values() if one.state is MissionState.RUNNING]:
+            self._bus.spawn(self._resume(name), f"resuming {name}")
 
     # --- Questions ----------------------------------------------------------------------------
 
@@ -142,14 +143,16 @@ class MissionKeeper:
                 now_ns=now_ns,
             )
             self._bus.metrics.observe_ms("mission_plan", (time.perf_counter() - begun) * 1e3)
-            await self._create(record)
+            mission = Mission(record)
+            mission.begin()
+            # Made while the record is written, sent once it is.
+            _, order = await asyncio.gather(self._create(record), self._order(mission))
         finally:
             self._starting.discard(name)
-        self._known[name] = record
-        running = self._running[name] = _Running(Mission(record))
-        running.mission.begin()
+        self._learn(record)
+        running = self._running[name] = _Running(mission)
         try:
-            await self._tell(running)
+            await self._send(mission, order)
         except UnavailableError as error:
             # It is kept, and what is not accepted is said again.
             self._bus.metrics.count(f"mission_failures.{error.reason}")
@@ -176,10 +179,11 @@ class MissionKeeper:
     async def listing(self, asked: MissionListRequest) -> MissionList:
         """Return missions, the youngest first."""
         await self._refresh()
-        current = {name: one.mission.record(now_ns=time.time_ns()) for name, one in self._running.items()}
+        now_ns = time.time_ns()
+        current = {name: summary_of(one.mission.record(now_ns=now_ns)) for name, one in self._running.items()}
         found = [one for one in ({**self._known, **current}).values() if asked.state in {None, one.state}]
         found.sort(key=lambda one: (-one.proposed_ns, one.mission))
-        return MissionList(missions=tuple(map(summary_of, found[: asked.limit])), total=len(found))
+        return MissionList(missions=tuple(found[: asked.limit]), total=len(found))
 
     # --- What happens -------------------------------------------------------------------------
 
@@ -345,11 +349,19 @@ class MissionKeeper:
 
     async def _tell_locked(self, running: _Running, *, ended: bool = False) -> None:
         """Send one order for all hosts. One that is lost is sent again: what is not accepted is said again."""
-        mission = running.mission
+        order = await self._order(running.mission, ended=ended)
+        await self._send(running.mission, order)
+
+    async def _order(self, mission: Mission, *, ended: bool = False) -> Sent | None:
+        """Make one order for all hosts, of what they have not been told; None if there is nothing to tell.
+
+        Raises:
+            InvalidInputError: ``too_large``.
+        """
         now_ns = time.time_ns()
         parts = mission.parts(self.profiles.host_of, now_ns=now_ns)
         if not parts and not ended:
-            return
+            return None
         order = MissionOrder(
             mission=mission.name,
             number=now_ns,
@@ -358,9 +370,12 @@ class MissionKeeper:
             until_ns=mission.until_ns,
             ended=ended,
         )
-        await self._bus.publish(
-            MISSION_ORDER, MISSION_ORDER_TYPE, order, priority=Priority.CRITICAL, at={"mission": mission.name}
-        )
+        audience = MISSION_ORDER.audience
+        return await self._bus.make(MISSION_ORDER_TYPE, order, audience=audience, priority=Priority.CRITICAL)
+
+    async def _send(self, mission: Mission, order: Sent | None) -> None:
+        if order is not None:
+            await self._bus.send(MISSION_ORDER.at(mission=mission.name), order)
 
     async def _end(self, running: _Running) -> None:
         mission = running.mission
@@ -381,19 +396,18 @@ class MissionKeeper:
         self._bus.metrics.count("missions_taken_by_another")
         log.warning("mission_taken_by_another", mission=running.mission.name)
 
-    async def _resume(self, record: MissionRecord) -> None:
+    async def _resume(self, name: str) -> None:
         """Take a mission that runs: this instance's own, or one of an instance that is no more."""
 
         def take(held: MissionRecord | None) -> MissionRecord | None:
-            nonlocal record
             if held is None or held.state is not MissionState.RUNNING:
                 return None
-            record = held.model_copy(update={"runner": self._me})
-            return record
+            return held.model_copy(update={"runner": self._me})
 
         while True:
             try:
-                if await self._records.change(record.mission, take) is None:
+                record = await self._records.change(name, take)
+                if record is None:
                     return
                 running = _Running(Mission(record), coordinated=record.coordinated_ns > 0)
                 await self._read_reports(running)
@@ -401,7 +415,7 @@ class MissionKeeper:
             except UnavailableError as error:
                 self._bus.metrics.count(f"mission_failures.{error.reason}")
                 await asyncio.sleep(RETRY_S)
-        self._running[record.mission] = running
+        self._running[name] = running
         # What came by ear while the stream was read is in the stream by now.
         with contextlib.suppress(UnavailableError):
             await self._read_reports(running)
@@ -442,7 +456,7 @@ class MissionKeeper:
                 self._learn(record)
 
     def _learn(self, record: MissionRecord) -> None:
-        self._known[record.mission] = record
+        self._known[record.mission] = summary_of(record)
         while len(self._known) > MAX_KEPT:
             oldest = next((n for n in self._known if n not in self._running), None)
             if oldest is None:
@@ -504,6 +518,8 @@ def _without_summaries(record: MissionRecord) -> MissionRecord:
 async def _warm_up() -> None:
     """Import what plans missions before the first one waits for it."""
     await asyncio.to_thread(_import_libraries)
+    # Large, and here to stay: looked through for garbage again and again it would cost missions tens of milliseconds.
+    set_aside()
 
 
 def _import_libraries() -> None:
