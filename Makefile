@@ -29,6 +29,8 @@ bench: $(STAMP) ## every program of loadtest/, briefly: one JSON object each
 	@$(BIN)/python loadtest/broadcast.py --agents 847 --alerts 25
 	@$(BIN)/python loadtest/agents.py --agents 1000 --seconds 5
 	@$(BIN)/python loadtest/channels.py --seconds 1
+	@$(BIN)/python loadtest/missions.py --agents 847 --missions 5
+	@$(BIN)/python loadtest/recovery.py --agents 40 --kills 4
 
 lint: $(STAMP) ## ruff: lint and format
 	@$(BIN)/ruff check $(SOURCES) && $(BIN)/ruff format --check $(SOURCES)

@@ -272,3 +272,27 @@ def test_what_cannot_be_measured_is_said_in_a_line(arguments: tuple[str, ...], c
     assert ended.stdout == ""
     assert says in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_missions_are_coordinated_and_their_efficiency_is_told() -> None:
+    parsed = report("missions.py", *("--agents", "6", "--hosts", "2", "--missions", "2", "--work", "0.5"))
+    results = parsed["results"]
+    assert (results["missions"], results["complete"], results["objectives"]) == (2, 2, 6)
+    assert set(results["coordination_ms"]) == LATENCY
+    assert 0 < results["coordination_ms"]["p50"] <= results["coordination_ms"]["p99"]
+    assert 0 < results["efficiency_least"] <= results["efficiency"] <= 1
+    assert results["first"]["missions"] == 1
+
+
+@pytest.mark.slow
+def test_a_killed_hosts_work_is_recovered_and_none_is_lost() -> None:
+    parsed = report(
+        "recovery.py",
+        *("--agents", "14", "--hosts", "2", "--kills", "1", "--objectives", "7", "--work", "4"),
+    )
+    results = parsed["results"]
+    assert (results["kills"], results["lost"], results["complete"]) == (1, 0, 1)
+    assert set(results["recovery_ms"]) == LATENCY
+    assert results["recovery_ms"]["max"] > 0
+    assert results["taken_over"] >= results["by_kill"][0]["objectives"] > 0

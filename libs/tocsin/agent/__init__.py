@@ -13,6 +13,7 @@ if __name__ == "__main__":
 from tocsin.agent.agent import Agent, BallotChoice, HostView, rendezvous
 from tocsin.agent.channels import Channel, ChannelStats, Network
 from tocsin.agent.host import AgentHost
+from tocsin.agent.objectives import ObjectiveContext
 from tocsin.agent.run import run_agents
 from tocsin.agent.settings import HostSettings
 from tocsin.bus import Context, Sent
@@ -27,6 +28,7 @@ __all__ = [
     "HostSettings",
     "HostView",
     "Network",
+    "ObjectiveContext",
     "Sent",
     "rendezvous",
     "run_agents",

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from tocsin.agent.channels.channel import Channel
 from tocsin.agent.channels.network import Network
+from tocsin.agent.objectives import ObjectiveContext, watch
 from tocsin.agent.support import Support, choose
 from tocsin.bus import Context, Sent
 from tocsin.contracts.analysis import Assessment, AssessmentMade
@@ -28,6 +29,7 @@ from tocsin.contracts.base import Message
 from tocsin.contracts.decisions import DecisionAnnounced, Proposal
 from tocsin.contracts.errors import DeniedError, InvalidInputError
 from tocsin.contracts.identifiers import AgentName, Priority, Role, SpiffeId
+from tocsin.contracts.missions import Objective
 from tocsin.contracts.observations import Incident, Observations, ObservationsTaken
 from tocsin.contracts.routing import Discovery, Intelligence, ThreatAlert
 from tocsin.contracts.subjects import MessageType, Request
@@ -116,7 +118,9 @@ class Agent:
 
     role: ClassVar[Role]
     capabilities: ClassVar[tuple[str, ...]] = ()
-    """Names that are told to the admins when the agent makes itself known."""
+    """Names that are told to the admins when the agent makes itself known, and to fleet for missions."""
+    slots: ClassVar[int] = 1
+    """Objectives of missions that it works at at once, at most 64; 0: it is given none."""
     host: HostView
     """Set by the host before :meth:`started`."""
     id: SpiffeId
@@ -210,6 +214,17 @@ class Agent:
             DeniedError: ``sender_not_allowed``: this agent is no admin.
         """
         return await self.host.establish_network(self, agents, links, timeout_s=timeout_s)
+
+    async def on_objective(self, objective: Objective, context: ObjectiveContext) -> str:
+        """Reach an objective of a mission; return its result, in a line of at most 256 characters.
+
+        Unlike the other handlers it runs beside them, and may take its time. By default an agent knows the task
+        ``watch``: see :func:`tocsin.agent.objectives.watch`.
+
+        Raises:
+            InvalidInputError: ``unknown_task``; whatever is raised, the objective goes to another agent.
+        """
+        return await watch(self, objective, context)
 
     async def send(
         self,

@@ -34,13 +34,14 @@ from tocsin.contracts.errors import (
 )
 from tocsin.contracts.identifiers import Priority, Role
 from tocsin.contracts.observations import Observations, ObservationsTaken
-from tocsin.contracts.policy import check
+from tocsin.contracts.policy import Audience, Reach, check
 from tocsin.contracts.routing import Coordination, Discovery, Intelligence, ThreatAlert
 from tocsin.contracts.subjects import MessageType
 from tocsin.telemetry import Metrics, get_logger
 
 SENSITIVE = (Coordination, Intelligence)
 """What a quarantined agent is not told."""
+_NOBODY: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
 CORE = "core"
 STREAM = "stream"
 
@@ -90,10 +91,26 @@ class Delivery:
         self._metrics = metrics
         self._ballot = ballot
         self._closed = False
+        self._channels: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+        """Members and senders of each mission and group that residents take part in, by audience."""
 
     def close(self) -> None:
         """Take no more: the stream's messages are given back, for this host's next process."""
         self._closed = True
+
+    def join(self, audience: str, members: frozenset[str], *, senders: frozenset[str]) -> None:
+        """Hand over what comes for a mission or a group of it to those residents that are members.
+
+        Args:
+            audience: ``mission.<mission>`` or ``group.<group>``.
+            members: agents that get it.
+            senders: agents that may send there.
+        """
+        self._channels[audience] = (members, senders)
+
+    def leave(self, audience: str) -> None:
+        """Hand over nothing more of a mission or group."""
+        self._channels.pop(audience, None)
 
     def from_core(self, body: Message, context: Context) -> None:
         """Take a message of a ``deliver`` subject."""
@@ -161,7 +178,10 @@ class Delivery:
         self._refuse_if_closed()
         if not self._allowed(body, context):
             return []
-        mine = [r for r in self._residents if _is_for(r.agent, context.content.audience)]
+        members, _ = self._channels.get(context.content.audience, _NOBODY)
+        mine = [
+            r for r in self._residents if r.agent.name in members or _is_for(r.agent, context.content.audience)
+        ]
         if not isinstance(body, SENSITIVE):
             return mine
         fit = [r for r in mine if not self._is_quarantined(r.agent.name)]
@@ -174,11 +194,23 @@ class Delivery:
         content = context.content
         try:
             # The audience includes a resident, or the bus had refused it: so the residents' roles are enough.
-            check(content.type, context.sender, content.audience, context.priority, body, self._role_of)
+            to = check(content.type, context.sender, content.audience, context.priority, body, self._role_of)
+            self._check_member(to, context)
         except (DeniedError, InvalidInputError) as error:
             self._reject(error, context.subject, context.data)
             return False
         return True
+
+    def _check_member(self, to: Audience, context: Context) -> None:
+        """Check that what comes to a mission or a group of it was sent by one of the mission's members.
+
+        Raises:
+            DeniedError: ``not_a_member``.
+        """
+        if to.reach in {Reach.MISSION, Reach.GROUP}:
+            _, senders = self._channels.get(context.content.audience, _NOBODY)
+            if context.sender.name not in senders:
+                raise DeniedError(f"{context.sender} takes no part in {to.name}", reason="not_a_member")
 
     def _role_of(self, name: str) -> Role | None:
         return self._roles.get(name)

@@ -38,6 +38,7 @@ from tocsin.agent.inbox import Inbox, Job
 from tocsin.agent.journal import AlertJournal
 from tocsin.agent.measurement import measure
 from tocsin.agent.membership import Membership
+from tocsin.agent.missions import Missions
 from tocsin.agent.peers import Peers
 from tocsin.agent.receipts import ReceiptSender
 from tocsin.agent.settings import HostSettings
@@ -138,6 +139,7 @@ class AgentHost:
         self._receipts: ReceiptSender
         self._delivery: Delivery
         self._lobby: Lobby
+        self._missions: Missions
         self._residents: dict[str, Resident] = {}
         self._working: set[asyncio.Task[None]] = set()
         self._consumers: tuple[Consumer, ...] = ()
@@ -198,6 +200,14 @@ class AgentHost:
             self._bus.opener.require_trusted,
             self._bus.standings.is_quarantined,
         )
+        self._missions = Missions(
+            self._bus,
+            self.settings.host_name,
+            self.settings.zone,
+            self.agents,
+            self._delivery,
+            is_fit=lambda name: not self._bus.standings.is_quarantined(name),
+        )
         await asyncio.gather(
             self._epochs.start(),
             self.peers_known.follow(self._bus),
@@ -217,6 +227,7 @@ class AgentHost:
         await self._bus.serve(HOST_ATTEST, self._attest, concurrency=2, at={"host": self.settings.host_name})
         await self._bus.serve(HOST_PING, self._pong, concurrency=2, at={"host": self.settings.host_name})
         self._bus.connection.on_reconnect(self._beat_now.set)
+        await self._missions.start()
         self._bus.spawn(self._beat(), "heartbeat")
         self._bus.spawn(self._membership.renew(self._bus), "renewal")
         await self._introduce()
@@ -359,6 +370,7 @@ class AgentHost:
     async def _say_goodbye(self) -> None:
         # The streams' consumers end first: what they gave back would come again, until it has come too often.
         await asyncio.gather(*(consumer.stop() for consumer in self._consumers))
+        await self._missions.stop(timeout_s=GOODBYE_S)
         self._delivery.close()
         for resident in self._residents.values():
             resident.inbox.close()

@@ -30,6 +30,9 @@ class HostSettings(BusSettings):
     state_dir: Path = Field(
         Path("state"), description="Folder for keys, certificates, ballots and what roles keep."
     )
+    zone: Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")] = Field(
+        "default", description="Where this host is: objectives of missions may prefer a zone."
+    )
     trap_address: str = Field(
         "127.0.0.1",
         description="Where honeypots and canaries listen: an address of this machine, or a name that leads to one.",

@@ -136,6 +136,8 @@ class Bus:
         self._rejections = RejectionLog(self.metrics)
         self._tasks: set[asyncio.Task[None]] = set()
         self._intakes: list[Intake] = []
+        self._lines: dict[Subscription, Intake] = {}
+        self._running_lines: dict[Intake, asyncio.Task[None]] = {}
         self._subscriptions: list[Subscription] = []
         self._on_identities: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._on_reject: list[Reject] = []
@@ -596,6 +598,7 @@ class Bus:
 
         subscription = await self.connection.take(subject.pattern(**at), receive, queue=queue)
         self._subscriptions.append(subscription)
+        self._lines[subscription] = intake
         await self.flush()
         return subscription
 
@@ -613,6 +616,20 @@ class Bus:
         self._subscriptions.append(subscription)
         await self.flush()
         return subscription
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription that :meth:`subscribe` made; what has come by then is still handled, if it is quick."""
+        intake = self._lines.pop(subscription, None)
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+        try:
+            await subscription.unsubscribe()
+        except nats.errors.Error as error:
+            self.metrics.count(f"unsubscribe_failures.{type(error).__name__}")
+        if intake is not None:
+            self._intakes.remove(intake)
+            if (running := self._running_lines.pop(intake, None)) is not None:
+                running.cancel()
 
     async def subscribe_by_priority(
         self,
@@ -831,7 +848,9 @@ class Bus:
             restrict=restrict,
         )
         self._intakes.append(intake)
-        self.spawn(intake.run(), f"intake {name}")
+        running = self.spawn(intake.run(), f"intake {name}")
+        self._running_lines[intake] = running
+        running.add_done_callback(lambda _: self._running_lines.pop(intake, None))
         return intake
 
     def reject(self, error: TocsinError, subject: str, data: bytes) -> None:

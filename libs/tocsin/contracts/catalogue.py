@@ -15,6 +15,7 @@ from tocsin.contracts import (
     decisions,
     fleet,
     health,
+    missions,
     observations,
     operations,
     quantum,
@@ -225,6 +226,44 @@ CHANNEL_FRAME = Subject(
     sender_in="sender",
 )
 
+# --- Missions -----------------------------------------------------------------------------------
+
+MISSION_ORDER_TYPE = MessageType(
+    "mission_order",
+    missions.MissionOrder,
+    MessageClass.LIVE,
+    senders(ServiceName.FLEET),
+    900 * KIB,
+    30_000,
+    "A mission's assignments, for all hosts in one message.",
+    effects_from=Priority.CRITICAL,
+)
+MISSION_REPORT_TYPE = MessageType(
+    "mission_report",
+    missions.MissionReport,
+    MessageClass.STORED,
+    senders(Kind.HOST),
+    512 * KIB,
+    86_400_000,
+    "What has become of a host's assignments, many in one.",
+)
+MISSION_ORDER = Subject(
+    "MISSION_ORDER",
+    "mission.order.{mission}",
+    (MISSION_ORDER_TYPE,),
+    "hosts",
+    "Fleet to all agent hosts: who does what.",
+)
+MISSION_REPORT = Subject(
+    "MISSION_REPORT",
+    "mission.report.{host}",
+    (MISSION_REPORT_TYPE,),
+    "service.fleet",
+    "Agent hosts to fleet: accepted, how far, done.",
+    stream="MISSIONS",
+    sender_in="host",
+)
+
 # --- Decisions ----------------------------------------------------------------------------------
 
 BALLOT = MessageType(
@@ -415,6 +454,9 @@ EVENT_SENSOR = _event(
 EVENT_AGENT_STATE = _event(
     "fleet.agent_state", health.AgentStates, senders(ServiceName.FLEET), "Agents whose state has changed."
 )
+EVENT_MISSION = _event(
+    "fleet.mission", missions.MissionEvent, senders(ServiceName.FLEET), "What has happened to a mission."
+)
 EVENT = Subject(
     "EVENT",
     "event.{service}.{kind}",
@@ -427,6 +469,7 @@ EVENT = Subject(
         EVENT_ACTUATION,
         EVENT_SENSOR,
         EVENT_AGENT_STATE,
+        EVENT_MISSION,
     ),
     EVENT_AUDIENCE,
     "Facts: what a SIEM, a dashboard or a script subscribes to.",
@@ -577,6 +620,31 @@ FLEET_APPROVE = Request(
     senders(_S.CLI),
     doc="Allow agents what they run now, after an upgrade.",
 )
+FLEET_COORDINATE = Request(
+    "fleet.coordinate",
+    missions.MissionRequest,
+    missions.MissionAccepted,
+    _S.FLEET,
+    senders(Role.ADMIN, _S.GATEWAY, _S.CLI),
+    512 * KIB,
+    doc="Start a mission.",
+)
+FLEET_MISSION = Request(
+    "fleet.mission",
+    missions.MissionQuestion,
+    missions.MissionView,
+    _S.FLEET,
+    senders(Role.ADMIN, _S.GATEWAY, _S.CLI, _S.MONITOR),
+    doc="All of one mission.",
+)
+FLEET_MISSIONS = Request(
+    "fleet.missions",
+    missions.MissionListRequest,
+    missions.MissionList,
+    _S.FLEET,
+    senders(Role.ADMIN, _S.GATEWAY, _S.CLI, _S.MONITOR),
+    doc="Missions, the youngest first.",
+)
 EMERGENCY = Request(
     "router.emergency",
     routing.ThreatAlert,
@@ -667,6 +735,9 @@ REQUESTS: tuple[Request[Message, Message], ...] = (
     FLEET_AGENT,
     FLEET_STANDING,
     FLEET_APPROVE,
+    FLEET_COORDINATE,
+    FLEET_MISSION,
+    FLEET_MISSIONS,
     EMERGENCY,
     CONSENSUS_EPOCH,
     QPU_LIST,
@@ -729,11 +800,29 @@ WORKFLOWS = Bucket(
     max_bytes=512 * KIB,
     max_age_s=3_600,
 )
+PROFILES = Bucket(
+    "profiles",
+    missions.HostProfile,
+    senders(Kind.HOST),
+    "What the agents of a host can do, and where it is, by the host's token; each written by its host.",
+    max_bytes=900 * KIB,
+    own=True,
+)
+MISSIONS = Bucket(
+    "missions",
+    missions.MissionRecord,
+    senders(_S.FLEET),
+    "Missions, by name: the plan and how far it is. Forgotten a week after the last change.",
+    max_bytes=900 * KIB,
+    max_age_s=7 * 86_400,
+)
 BUCKETS: tuple[Bucket[Message], ...] = (
     AGENTS,
     ENROLMENTS,
     MEASUREMENTS,
     STANDINGS,
+    PROFILES,
+    MISSIONS,
     SEALING_KEYS,
     RESERVATIONS,
     WORKFLOWS,
@@ -757,6 +846,8 @@ SUBJECTS: tuple[Subject, ...] = (
     HEARTBEAT,
     CHANNEL,
     CHANNEL_FRAME,
+    MISSION_ORDER,
+    MISSION_REPORT,
     CONSENSUS_BALLOT,
     CONSENSUS_VOTE,
     CONSENSUS_DECISION,
@@ -775,6 +866,7 @@ SUBJECTS: tuple[Subject, ...] = (
 STREAMS = (
     Stream("ALERTS", ("alert.>",), "limits", 86_400, 256 * MIB, "Emergencies, for agents that missed one."),
     Stream("RECEIPTS", ("receipt.>",), "limits", 3_600, 256 * MIB, "Who took which emergency, and when."),
+    Stream("MISSIONS", ("mission.report.>",), "limits", 86_400, 256 * MIB, "What hosts say of missions."),
     Stream(
         "DISCOVERIES",
         ("discovery.>",),

@@ -39,7 +39,8 @@ class Exit(IntEnum):
         "`demo`, `respond`: decided, but a delivery that was due could not be proven, or a guardian refused, failed or "
         "said nothing. `alert send --wait`: "
         "somebody to whom the alert was due has not confirmed it, or nobody was due. `inventory`: an endpoint that was "
-        "to be probed did not show its key exchange or its certificate; the rest was taken.",
+        "to be probed did not show its key exchange or its certificate; the rest was taken. "
+        "`mission watch`: the mission has ended and not every objective was reached.",
     )
     BAD_INPUT = (
         65,

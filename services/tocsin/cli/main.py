@@ -26,6 +26,7 @@ from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.cli.installation import Installation
 from tocsin.cli.inventory import inventory_command
+from tocsin.cli.mission import mission_app
 from tocsin.cli.reach import DEFAULT_STATE, RemoteOption, StateOption
 from tocsin.cli.reach import address as _address
 from tocsin.cli.reach import bus as _bus
@@ -62,6 +63,7 @@ app.add_typer(qkd.app, name="qkd")
 respond.register(app)
 traps.register(app)
 
+app.add_typer(mission_app, name="mission")
 DEFAULT_STACK = Path("deploy/stack")
 DEFAULT_INGEST = DEFAULT_STATE.with_name("tocsin-ingest")
 StackOption = Annotated[

@@ -15,15 +15,25 @@ from tocsin.contracts.catalogue import (
     EVENT,
     FLEET_AGENT,
     FLEET_APPROVE,
+    FLEET_COORDINATE,
     FLEET_ENROL,
+    FLEET_MISSION,
+    FLEET_MISSIONS,
     FLEET_RENEW,
     FLEET_ROSTER,
     FLEET_STANDING,
     HEARTBEAT,
     METRICS,
+    MISSION_REPORT,
 )
 from tocsin.contracts.decisions import Equivocation
-from tocsin.contracts.errors import InvalidInputError, TocsinError, UnavailableError, UntrustedError
+from tocsin.contracts.errors import (
+    DeniedError,
+    InvalidInputError,
+    TocsinError,
+    UnavailableError,
+    UntrustedError,
+)
 from tocsin.contracts.fleet import (
     AgentRecord,
     Enrolled,
@@ -43,6 +53,15 @@ from tocsin.contracts.health import (
     StandingOrder,
 )
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
+from tocsin.contracts.missions import (
+    MissionAccepted,
+    MissionList,
+    MissionListRequest,
+    MissionQuestion,
+    MissionReport,
+    MissionRequest,
+    MissionView,
+)
 from tocsin.contracts.operations import MetricsSnapshot, RejectedEnvelope
 from tocsin.contracts.routing import Refusal
 from tocsin.crypto import Algorithm, key_id
@@ -51,6 +70,8 @@ from tocsin.fleet.authority import AuthorityKeeper
 from tocsin.fleet.challenger import Challenger
 from tocsin.fleet.health import HealthBook
 from tocsin.fleet.liveness import Liveness, OnGone
+from tocsin.fleet.missions import MissionKeeper
+from tocsin.fleet.profiles import Profiles
 from tocsin.fleet.reports import reporter_of
 from tocsin.fleet.revocations import RevocationStater
 from tocsin.fleet.settings import FleetSettings
@@ -89,6 +110,8 @@ class FleetService(Service[FleetSettings]):
         )
         self._tokens = TokenBook(settings.tokens_file, bus.metrics)
         self._enrolling: dict[tuple[SpiffeId, bytes], asyncio.Task[Enrolled]] = {}
+        self.missions = MissionKeeper(bus, Profiles(self.book))
+        self.liveness.on_gone.append(self.missions.agents_lost)
 
     async def prepare(self) -> None:
         """Read the authority and the tokens, and learn who is enrolled.
@@ -99,6 +122,7 @@ class FleetService(Service[FleetSettings]):
         await self._keeper.load()
         await self._tokens.load()
         await self.bus.records(AGENTS).follow(self._learn)
+        await self.missions.prepare()
         self.bus.revocations.on_change(self._revoked)
         self._revoked()
 
@@ -107,6 +131,7 @@ class FleetService(Service[FleetSettings]):
         self.liveness.start()
         self.standing.start()
         self.challenger.start()
+        await self.missions.started()
         stater = RevocationStater(self.bus, interval_s=self.settings.revocations_interval_s)
         self.bus.spawn(stater.run(), "revocation statements")
         self.bus.spawn(self._keeper.run(), "authority")
@@ -254,6 +279,29 @@ class FleetService(Service[FleetSettings]):
         changed, unchanged = await self.challenger.approve(approval.agents)
         await self.standing.approved(changed, by=context.sender.token)
         return StandingDone(changed=changed, unchanged=unchanged)
+
+    @handles(FLEET_COORDINATE, concurrency=4)
+    async def coordinate(self, request: MissionRequest, context: Context) -> MissionAccepted:
+        """Start a mission."""
+        return await self.missions.coordinate(request, context)
+
+    @handles(FLEET_MISSION)
+    async def mission(self, asked: MissionQuestion, _: Context) -> MissionView:
+        """Return all of one mission."""
+        return await self.missions.view(asked.mission)
+
+    @handles(FLEET_MISSIONS)
+    async def list_missions(self, asked: MissionListRequest, _: Context) -> MissionList:
+        """Return missions, the youngest first."""
+        return await self.missions.listing(asked)
+
+    @subscribes(MISSION_REPORT)
+    async def on_mission_report(self, report: MissionReport, context: Context) -> None:
+        """Take what a host says of its agents' objectives."""
+        try:
+            self.missions.on_report(report, context)
+        except DeniedError as error:
+            self.bus.reject(error, context.subject, context.data)
 
     @subscribes(METRICS)
     async def on_figures(self, _: MetricsSnapshot, context: Context) -> None:
