@@ -26,6 +26,7 @@ from tocsin.cli.screen import Screen
 from tocsin.cli.stack import Stack, StackOptions
 from tocsin.cli.story import JobOutcome, Story
 from tocsin.cli.summary import response_of, shown_path, summarise
+from tocsin.cli.sweep import Swept, sweep
 from tocsin.cli.system import Remote, System
 from tocsin.contracts.catalogue import MONITOR_FIGURES
 from tocsin.contracts.errors import TocsinError, UnavailableError
@@ -175,6 +176,7 @@ async def _perform(options: DemoOptions, system: System, bus: Bus, screen: Scree
     for case in job.story.cases.values():
         if case.actuations:
             job.note("response", response_of(case), headline=True)
+    swept = await _sweep(system, bus, job) if outcome is JobOutcome.RESPONDED else None
     screen.begin("report", "gathering the last figures")
     certificates = await _certificates(bus, job.story, system.installation.root_pem)
     await asyncio.sleep(LAST_FIGURES_S)
@@ -189,6 +191,7 @@ async def _perform(options: DemoOptions, system: System, bus: Bus, screen: Scree
         figures=await _figures(bus),
         epoch=epoch,
         certificates=certificates,
+        swept=swept,
         timings_s=system.timings_s,
         ended_ns=time.time_ns(),
     )
@@ -223,6 +226,14 @@ async def _attack(
             f"{fed.statistics.bad:,} bad lines",
         )
     return fed, None
+
+
+async def _sweep(system: System, bus: Bus, job: Job) -> Swept | None:
+    """Have the hunters watch for what was found."""
+    main = job.story.main
+    if main is None or main.assessment is None:
+        return None
+    return await sweep(system, bus, job, main.assessment.subject)
 
 
 async def _sensors(system: System, bus: Bus, job: Job) -> None:

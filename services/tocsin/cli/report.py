@@ -13,6 +13,7 @@ from tocsin.analysis.labels import Comparison
 from tocsin.cli.feed import Fed
 from tocsin.cli.livefire import Traffic
 from tocsin.cli.story import Case, JobOutcome, Story
+from tocsin.cli.sweep import Swept, outcome_of
 from tocsin.contracts.analysis import Verdict
 from tocsin.contracts.base import Message
 from tocsin.contracts.decisions import EpochInstalled
@@ -60,6 +61,8 @@ class Run:
     epoch: EpochInstalled
     certificates: dict[bytes, tuple[bytes, VerifiedDecision]]
     """By decision: the certificate's bytes, and what they prove."""
+    swept: Swept | None
+    """The mission that followed the response."""
     timings_s: dict[str, float]
     ended_ns: int
 
@@ -111,6 +114,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "epoch": _plain(run.epoch),
         **(_case_json(run, story.main) if story.main else {}),
         "other_cases": [_case_json(run, case) for case in story.cases.values() if case is not story.main],
+        "mission": _mission_json(run.swept) if run.swept else None,
         "latencies_ms": {name: round(value, 2) for name, value in latencies_ms(story).items()},
         "start_up_s": {name: round(value, 2) for name, value in run.timings_s.items()},
         "totals": totals(run.figures),
@@ -155,6 +159,7 @@ def as_markdown(run: Run) -> str:
         *_what_was_found(story),
         *_against_labels(run),
         *(line for case in _cases(story) for line in _about(run, case)),
+        *_what_followed(run),
         *_timeline(story),
         *_figures(run),
     ]
@@ -321,6 +326,41 @@ def _what_was_done(case: Case) -> list[str]:
         for guardian, record in sorted(case.actuations.items())
     ]
     return [*lines, ""]
+
+
+def _what_followed(run: Run) -> list[str]:
+    if run.swept is None:
+        return []
+    record = run.swept.record
+    lines = [
+        "## What followed",
+        "",
+        f"{record.title}, a mission of its own: {outcome_of(record, run.swept.lost_host)}.",
+        "",
+        "| objective | agent | before | outcome | result |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {one.objective.name} | {one.agent} | {', '.join(one.tried) or '-'} | {one.state.value} | "
+            f"{_cell(one.summary or one.reason)} |"
+            for one in record.objectives
+        ),
+    ]
+    return [*lines, ""]
+
+
+def _mission_json(swept: Swept) -> dict[str, Any]:
+    record = swept.record
+    return {
+        "mission": record.mission,
+        "title": record.title,
+        "state": record.state.value,
+        "coordination_ms": round(max(0, record.coordinated_ns - record.proposed_ns) / 1e6, 2),
+        "lost_host": swept.lost_host,
+        "taken_over": record.taken_over,
+        "fenced": record.fenced,
+        "efficiency": record.efficiency,
+        "objectives": [_plain(one) for one in record.objectives],
+    }
 
 
 def _timeline(story: Story) -> list[str]:

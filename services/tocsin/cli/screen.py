@@ -19,7 +19,7 @@ from rich.text import Text
 from tocsin.cli.story import Moment
 from tocsin.contracts.operations import Figures
 
-STAGES = ("start", "input", "alert", "analysis", "decision", "response", "report")
+STAGES = ("start", "input", "alert", "analysis", "decision", "response", "mission", "report")
 RECENT_LINES = 14
 MARKS = {"waiting": ("·", "dim"), "running": ("▶", "cyan"), "done": ("✓", "green"), "failed": ("✗", "red")}
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tocsin.cli import report
 from tocsin.cli.story import Case
+from tocsin.cli.sweep import outcome_of
 from tocsin.contracts.response import ActuationOutcome
 
 OUTCOME_WORDS = {
@@ -59,6 +60,8 @@ def _lines(run: report.Run, files: list[Path]) -> Iterator[tuple[str, str]]:
         subject = case.assessment.subject if case.assessment else "an incident"
         did = response_of(case) if case.actuations else case.outcome().value.replace("_", " ")
         yield "also", f"{subject}: {did}"
+    if run.swept is not None:
+        yield "mission", outcome_of(run.swept.record, run.swept.lost_host)
     measured = [
         f"{name.replace('_', ' ')} {value:.0f} ms" for name, value in report.latencies_ms(story).items()
     ]

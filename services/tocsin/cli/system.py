@@ -58,6 +58,10 @@ class System:
     def check(self) -> None:
         """Hook: raise if what was started has ended."""
 
+    def kill_host(self, host: str) -> bool:  # noqa: ARG002 - the hook's signature
+        """Hook: kill an agent host for a demonstration; return False if that is not this command's to do."""
+        return False
+
     async def stop(self) -> None:
         """Hook: end what was started."""
 
