@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -91,7 +92,7 @@ class Worker:
                 limit=MAX_LINE_BYTES,
                 # Own session: Ctrl-C reaches the program alone, which ends its workers.
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=partial(end_with_parent, os.getpid()),
             )
         self._listener = asyncio.create_task(self._listen())
         self._tell(self._plan)

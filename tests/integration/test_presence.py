@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import time
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import nats
 import nats.errors
 import pytest
 from fleet_support import FleetWorld, tokens_for
+from hypothesis import given
+from hypothesis import strategies as st
 from processes import environment_of, process
 from support import World, eventually
 
@@ -111,6 +115,17 @@ def test_what_is_no_event_is_refused(event: bytes) -> None:
     with pytest.raises(InvalidInputError) as caught:
         process_of(event)
     assert caught.value.reason == "malformed"
+
+
+@given(
+    st.binary(max_size=200)
+    | st.recursive(st.none() | st.text(), lambda x: st.dictionaries(st.text(), x)).map(
+        lambda value: json.dumps({"client": value}).encode()
+    )
+)
+def test_any_event_is_a_process_or_refused(event: bytes) -> None:
+    with contextlib.suppress(InvalidInputError):
+        assert isinstance(process_of(event), str)
 
 
 def test_only_the_main_connection_of_a_process_speaks_for_it() -> None:

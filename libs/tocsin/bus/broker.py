@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tocsin.bus.accounts import open_accounts, service_password
@@ -28,10 +29,16 @@ PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that this process gets when its parent dies."""
 
 
-def end_with_parent() -> None:
-    """Have the kernel end this process when its parent dies; to be called between fork and exec. Linux only."""
+def end_with_parent(parent: int) -> None:
+    """Have the kernel end this process when its parent dies; to be called between fork and exec. Linux only.
+
+    Args:
+        parent: the process id of who forks: one that has died before this is called would never be missed.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def find_nats_server() -> str:
@@ -99,7 +106,7 @@ class Broker:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=end_with_parent,  # noqa: PLW1509 - sets a flag of the kernel, takes no lock
+            preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509 - sets a flag of the kernel, takes no lock
         )
         try:
             url = _wait_ready(process, ports, log)

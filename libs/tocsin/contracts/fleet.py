@@ -117,7 +117,7 @@ class Roster(Message):
     entries: Annotated[tuple[RosterEntry, ...], Field(max_length=16_384)]
     total: Annotated[int, Field(ge=0)] = 0
     """Agents that the question asks for, on whichever page."""
-    states: Annotated[dict[AgentState, Annotated[int, Field(ge=0)]], Field(default_factory=dict)]
+    states: dict[AgentState, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     """How many of them are in which state."""
     more: bool = False
     """Whether another page follows."""

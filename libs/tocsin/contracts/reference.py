@@ -94,6 +94,12 @@ _POLICY_REASONS: tuple[tuple[str, str], ...] = (
     ),
     ("no_need_to_know", "Intelligence for a role, or for an agent of a role, that is not cleared."),
     ("rate_limited", "The sender has used up its allowance (a router's alone)."),
+    ("rate_exceeded", "It did so by messages of its own, at twice the allowance (a router's alone)."),
+    ("quarantined", "The sender is quarantined; refused by every process."),
+    (
+        "recipient_quarantined",
+        "Coordination or intelligence for a quarantined agent, by name or by a key it can use.",
+    ),
 )
 
 _BODIES = """The body of an envelope is a msgpack map that the schema of its type describes: integers, floats, strings,

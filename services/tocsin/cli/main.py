@@ -10,28 +10,32 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import platformdirs
 import typer
-import uvloop
 from rich.console import Console
 
-from tocsin.bus import Broker, Bus, stop_on_signal
+from tocsin.bus import stop_on_signal
 from tocsin.bus.service import VERSION
 from tocsin.cli import authority, doctor, tail
+from tocsin.cli.agents_app import app as agents_app
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.cli.installation import Installation
 from tocsin.cli.mission import mission_app
+from tocsin.cli.reach import DEFAULT_STATE, RemoteOption, StateOption
+from tocsin.cli.reach import address as _address
+from tocsin.cli.reach import bus as _bus
+from tocsin.cli.reach import run as _run
+from tocsin.cli.reach import show as _show
 from tocsin.contracts.errors import InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import ServiceName, Severity, SpiffeId
 from tocsin.contracts.revocations import RevocationReason
 from tocsin.contracts.routing import MAX_DEADLINE_S, ThreatAlert
 from tocsin.crypto import Authority, TrustStore
-from tocsin.telemetry import Metrics, configure_logging
+from tocsin.telemetry import configure_logging
 
 app = typer.Typer(
     help="Coordinate fleets of security agents: signed, decided by vote, provably delivered.",
@@ -51,16 +55,11 @@ alert_app = typer.Typer(help="Alerts, and the proof of their delivery.", no_args
 app.add_typer(alert_app, name="alert")
 
 app.add_typer(mission_app, name="mission")
+app.add_typer(agents_app, name="agents")
 
-DEFAULT_STATE = Path(platformdirs.user_state_dir("tocsin"))
 DEFAULT_STACK = Path("deploy/stack")
-StateOption = Annotated[Path, typer.Option(help="State folder of `tocsin up`, or the one of `tocsin init`.")]
 StackOption = Annotated[
     Path, typer.Option(envvar="TOCSIN_DIR", help="Folder that `tocsin init` made, of the stack to reach.")
-]
-RemoteOption = Annotated[
-    str | None,
-    typer.Option("--remote", metavar="URL", help="Broker of a stack that runs, e.g. nats://127.0.0.1:4222."),
 ]
 AgentsOption = Annotated[int, typer.Option(help="How many agents, of all eight roles.")]
 HostsOption = Annotated[int, typer.Option(help="How many agent hosts (processes) carry them.")]
@@ -424,25 +423,6 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _run(work: Awaitable[Exit]) -> Exit:
-    async def run() -> Exit:
-        return await work
-
-    return uvloop.run(run())
-
-
-def _bus(state: Path, remote: str | None) -> Bus:
-    """Return the bus of a system that runs, as the `tocsin` command; not yet open."""
-    installation = Installation.find(state)
-    settings = installation.bus_settings(_address(installation, remote), connect_timeout_s=5)
-    return Bus(settings, installation.cli_credentials(), Metrics())
-
-
-def _address(installation: Installation, remote: str | None) -> str:
-    """Return the broker's address: the one given, or that of the `tocsin up` with this folder."""
-    return remote or Broker.address(installation.folder / "broker")
-
-
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -460,13 +440,8 @@ def _no_input(path: Path, error: OSError) -> TocsinError:
     return NoInputError(f"cannot read {path}: {error.strerror}")
 
 
-def _show(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-# For the modules beside this one that bring commands of their own.
-open_bus, run_async, read_file, show = _bus, _run, _read, _show
+read_file = _read
+"""For the modules beside this one that bring commands of their own."""
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tocsin.bus.broker import end_with_parent
@@ -48,7 +49,7 @@ class Child:
                 stderr=log,
                 # Own session: Ctrl-C reaches the supervisor alone, which stops its children in order.
                 start_new_session=True,
-                preexec_fn=end_with_parent,  # noqa: PLW1509 - sets a flag of the kernel, takes no lock
+                preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509 - sets a flag of the kernel, takes no lock
             )
 
     @property

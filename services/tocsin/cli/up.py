@@ -10,8 +10,9 @@ from tocsin.bus import Bus, Context, StoppedError, stop_on_signal, unless_stoppe
 from tocsin.cli.exits import Exit
 from tocsin.cli.livefire import CANARY
 from tocsin.cli.stack import Stack, StackOptions
-from tocsin.contracts.catalogue import EVENT
+from tocsin.contracts.catalogue import AUDIT, EVENT
 from tocsin.contracts.errors import UnavailableError
+from tocsin.contracts.health import AttestationRefused
 from tocsin.contracts.observations import SensorReady
 from tocsin.telemetry import Metrics
 
@@ -77,6 +78,19 @@ async def _start(stack: Stack, bus: Bus, console: Console) -> None:
         if up:  # a host was started again, and its honeypots have other ports now
             console.print(f"  {sensor.agent} opened a honeypot on port {sensor.port}", highlight=False)
 
+    asked_for_approval = False
+
+    async def on_refused(refused: AttestationRefused, _: Context) -> None:
+        nonlocal asked_for_approval
+        if refused.reason == "wrong_measurement" and not asked_for_approval:
+            asked_for_approval = True
+            console.print(
+                "Agents run other code or settings than they were enrolled with, and are suspect. If that is your "
+                f"upgrade: tocsin agents approve --this-version --yes --state {stack.options.state}",
+                soft_wrap=True,
+            )
+
+    await bus.subscribe(AUDIT, on_refused, at={"kind": "attestation"})
     sensor_tokens = {"service": "agent", "kind": "sensor"}
     await bus.subscribe(EVENT, on_sensor, at=sensor_tokens)
     stack.start()

@@ -161,6 +161,7 @@ class Liveness:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
+            self._bus.metrics.gauge("presence_listening", int(self.listening))
             self.changed(self._book.sweep(now_ns=time.time_ns()), "no heartbeat has named them")
 
     async def _publish(self, changes: list[StateChange], why: str) -> None:

@@ -55,6 +55,8 @@ def accused_by(
         return ()
     named = _named(rejected.subject)
     accused = [one for one in speaks(rejected.claimed_key_id) if named in {None, one.name}]
+    if weight.worth is Worth.UNATTRIBUTED and len(accused) > 1:
+        return ()  # it says next to nothing about one, and nothing about a thousand
     if reporter.group == HOSTS:
         accused = [one for one in accused if f"{Kind.HOST.value}.{one.host}" != reporter.token]
     return tuple(one.name for one in accused)

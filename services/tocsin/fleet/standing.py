@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tocsin.bus import Bus, Context
@@ -33,6 +34,9 @@ LOOK_S = 5.0
 """How often it is looked whose score has recovered, and whose has to be written."""
 WRITTEN_BY = 5.0
 """Points by which a score has to differ from the written one to be written again."""
+CLAIMS_PER_S = 2_048
+"""Claims of one reporter that are weighed each second: two hosts full of agents. Those beyond are counted only."""
+NS_PER_S = 1_000_000_000
 AT_ONCE = 32
 
 log = get_logger(__name__)
@@ -49,6 +53,8 @@ class StandingKeeper:
         self._held: dict[str, Standing] = {}
         self._condemning: set[str] = set()
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._second = 0
+        self._claimed: Counter[Reporter] = Counter()
         self.ledger = Ledger()
         self.population = Population()
         bus.standings.on_standing(self._learn)
@@ -106,6 +112,13 @@ class StandingKeeper:
         self._claim([guilty.name], "equivocation", reporter, 1, context.now_ns)
 
     def _claim(self, agents: Sequence[str], reason: str, reporter: Reporter, count: int, at_ns: int) -> None:
+        if at_ns // NS_PER_S != self._second:
+            self._second = at_ns // NS_PER_S
+            self._claimed.clear()
+        self._claimed[reporter] += len(agents)
+        if self._claimed[reporter] > CLAIMS_PER_S:
+            self._bus.metrics.count("claims_beyond_rate", len(agents))
+            return
         for agent in agents:
             if self.ledger.claim(agent, reason, reporter, count=count, at_ns=at_ns):
                 self._bus.metrics.count(f"claims.{reason}")

@@ -44,6 +44,14 @@ class Announcer:
         """Tell a sender that it was held back; of which message is not known, since none was read."""
         self.tell(None, agent, error)
 
+    def exceeded(self, agent: str) -> None:
+        """Tell of a sender that exceeds its allowance by its own messages: once a second at most, beyond its budget."""
+        detail = "a second of its own messages at twice its allowance"
+        if self._refusals.full():
+            self._bus.metrics.count("refusals_untold")
+            return
+        self._refusals.put_nowait(Refusal(message=None, agent=agent, reason="rate_exceeded", detail=detail))
+
     def tell(self, message: bytes | None, agent: str, error: TocsinError) -> None:
         """Tell an agent what was wrong with a message; whose it is, the caller knows."""
         refusal = Refusal(message=message, agent=agent, reason=error.reason, detail=str(error)[:512])

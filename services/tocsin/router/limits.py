@@ -13,6 +13,7 @@ It is one router's: a sender has as many allowances as there are routers that sh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from tocsin.contracts.errors import ExhaustedError
@@ -21,6 +22,8 @@ MAX_PROVEN = 16_384
 """Senders remembered as proven; those beyond go by who is known alone."""
 SLACK = 0.001
 """Of a message: the sums of floats must not decide about the last one of a burst."""
+OWN = 0.9
+"""Share of an allowance that a sender's own messages have used before it is said to exceed it."""
 STRANGERS = ""
 """The name that all unknown ones share; no agent has it."""
 
@@ -77,3 +80,40 @@ class RateLimits:
     def is_proven(self, sender: str) -> bool:
         """Tell whether a message of this sender was verified here."""
         return sender in self._proven
+
+
+class Excess:
+    """Which senders exceed their allowance by messages of their own, second by second.
+
+    That messages on a sender's subject were held back does not say whose they were: none was read. But what others
+    publish there takes from the same allowance. So where nearly all of an allowance (:data:`OWN`) went to messages that
+    were verified, and as many again were held back, the sender itself sends too much, or at least all that it may.
+
+    Args:
+        per_s: messages that a sender may send each second.
+    """
+
+    def __init__(self, *, per_s: float) -> None:
+        self._per_s = per_s
+        self._second = 0
+        self._verified: Counter[str] = Counter()
+        self._held_back: Counter[str] = Counter()
+
+    def held_back(self, sender: str) -> None:
+        """Take note of a message that was not admitted; of senders that are known, so the memory is bounded."""
+        self._held_back[sender] += 1
+
+    def verified(self, sender: str, *, at_s: float) -> list[str]:
+        """Take note of a message that was verified; return who has exceeded in the second that is over, if one is."""
+        exceeded: list[str] = []
+        if int(at_s) != self._second:
+            exceeded = [
+                name
+                for name, count in self._held_back.items()
+                if count >= self._per_s and self._verified[name] >= OWN * self._per_s
+            ]
+            self._second = int(at_s)
+            self._verified.clear()
+            self._held_back.clear()
+        self._verified[sender] += 1
+        return exceeded

@@ -19,7 +19,7 @@ from tocsin.router.announcer import Announcer
 from tocsin.router.clocks import ClockTeller
 from tocsin.router.copies import Copies
 from tocsin.router.emergencies import Emergencies
-from tocsin.router.limits import RateLimits
+from tocsin.router.limits import Excess, RateLimits
 from tocsin.router.policy import route
 from tocsin.router.pursuit import ACCOUNTS, ALERTS_OF_ALL, Pursuit
 from tocsin.router.recipients import check_recipients, check_standing
@@ -47,6 +47,7 @@ class RouterService(Service[RouterSettings]):
             burst=settings.burst_per_sender,
             known=self._knows,
         )
+        self.excess = Excess(per_s=settings.messages_per_sender_per_s)
         self._clocks = ClockTeller(bus, self.announcer, per_s=settings.clock_checks_per_s)
 
     async def prepare(self) -> None:
@@ -72,6 +73,9 @@ class RouterService(Service[RouterSettings]):
     async def forward(self, body: Message, context: Context) -> None:
         """Forward one message, or tell its sender why not."""
         content = context.content
+        for name in self.excess.verified(context.sender.name, at_s=time.monotonic()):
+            self.metrics.count("rates_exceeded")
+            self.announcer.exceeded(name)
         if self.limits.proved(context.sender.name):
             self.announcer.limited(context.sender.name, self.limits.refusal(context.sender.name))
         try:
@@ -130,6 +134,7 @@ class RouterService(Service[RouterSettings]):
         except ExhaustedError as error:
             self.metrics.count(f"refused.{error.reason}")
             if self.limits.is_proven(sender):
+                self.excess.held_back(sender)
                 self.announcer.limited(sender, error)
             raise
 

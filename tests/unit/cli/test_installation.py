@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from tocsin.bus import Credentials
 from tocsin.bus.accounts import READER_USER, SERVICE_USER, open_accounts, reader_permissions
+from tocsin.bus.broker import find_nats_server
 from tocsin.bus.enrolment import HeldToken, IssuedToken, check_root, read_tokens
 from tocsin.cli.containers import initialise
 from tocsin.cli.fleetplan import plan_agents
@@ -15,6 +17,8 @@ from tocsin.cli.installation import Installation
 from tocsin.contracts.errors import ConflictError, InvalidInputError, UnavailableError, UntrustedError
 from tocsin.contracts.identifiers import ServiceName
 from tocsin.crypto import select_backend
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -121,6 +125,19 @@ def test_accounts_are_made_once_and_a_broker_can_include_them(tmp_path: Path) ->
     assert json.loads(written.replace("accounts: ", ', "accounts": ', 1) + "}") == first
     for name in ("token", "reader-token", "system-token", "users.conf"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_broker_of_the_stack_takes_the_accounts(tmp_path: Path) -> None:
+    (tmp_path / "nats.conf").write_bytes((ROOT / "deploy" / "nats.conf").read_bytes())
+    (tmp_path / "auth").mkdir()
+    open_accounts(tmp_path / "auth")
+    checked = subprocess.run(
+        [find_nats_server(), "-t", "-c", str(tmp_path / "nats.conf")],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_a_reader_is_allowed_nothing_that_changes_or_that_others_are_told() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tocsin.contracts.errors import ExhaustedError
-from tocsin.router.limits import MAX_PROVEN, RateLimits
+from tocsin.router.limits import MAX_PROVEN, Excess, RateLimits
 
 ENROLLED = frozenset({"a", "b"})
 
@@ -93,3 +93,14 @@ def test_what_is_remembered_is_bounded() -> None:
         by.proved(f"n{number}")
     assert not by.is_proven(f"n{MAX_PROVEN + 1}")
     assert len(by._proven) == MAX_PROVEN
+
+
+def test_a_sender_exceeds_by_its_own_verified_messages_only() -> None:
+    excess = Excess(per_s=10)
+    for name, own, held_back in (("loud", 10, 10), ("framed", 4, 500), ("busy", 10, 3)):
+        for _ in range(own):
+            assert excess.verified(name, at_s=5.5) == []
+        for _ in range(held_back):
+            excess.held_back(name)
+    assert excess.verified("busy", at_s=6.0) == ["loud"]
+    assert excess.verified("busy", at_s=7.0) == []
