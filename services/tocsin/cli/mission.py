@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from tocsin.bus import Bus, Context
 from tocsin.cli import reach
 from tocsin.cli.exits import Exit
+from tocsin.cli.reach import DEFAULT_STATE, RemoteOption, StateOption
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import EVENT, EVENT_MISSION, FLEET_COORDINATE, FLEET_MISSION, FLEET_MISSIONS
 from tocsin.contracts.errors import InvalidInputError, UnavailableError
@@ -51,13 +52,6 @@ MAX_SHOWN = 40
 NS_PER_S = 1e9
 _, _SERVICE, _KIND = EVENT_MISSION.name.split(".")
 
-StateOption = Annotated[
-    Path | None, typer.Option(help="State folder of `tocsin up`, or the one of `tocsin init`.")
-]
-RemoteOption = Annotated[
-    str | None,
-    typer.Option("--remote", metavar="URL", help="Broker of a stack that runs, e.g. nats://127.0.0.1:4222."),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Say = Callable[[str], None]
 
@@ -82,7 +76,7 @@ def mission_start(
     hops: Annotated[int | None, typer.Option(min=1, help="Longest path that it may have.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end, and print the result.")] = False,
     as_json: JsonOption = False,
-    state: StateOption = None,
+    state: StateOption = DEFAULT_STATE,
     remote: RemoteOption = None,
 ) -> None:
     """Start a mission: what cannot be done is said before anything starts."""
@@ -127,7 +121,7 @@ def mission_start(
 def mission_watch(
     mission: Annotated[str, typer.Argument(help="Its name.")],
     as_json: JsonOption = False,
-    state: StateOption = None,
+    state: StateOption = DEFAULT_STATE,
     remote: RemoteOption = None,
 ) -> None:
     """Follow a mission to its end, and print the result. Exits with 4 if it ends incomplete."""
@@ -143,7 +137,7 @@ def mission_list(
     which: Annotated[MissionState | None, typer.Option("--only", help="Only missions that are so.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1024, help="How many at most, the youngest first.")] = 20,
     as_json: JsonOption = False,
-    state: StateOption = None,
+    state: StateOption = DEFAULT_STATE,
     remote: RemoteOption = None,
 ) -> None:
     """List missions, the youngest first."""
@@ -282,11 +276,10 @@ def _valid(model: type[M], fields: object, *, where: str = "") -> M:
         raise InvalidInputError(f"{where}{'; '.join(wrong)}"[:400], reason="bad_body") from error
 
 
-def _with_bus(work: Callable[[Bus, Say], Awaitable[Exit]], state: Path | None, remote: str | None) -> None:
-
+def _with_bus(work: Callable[[Bus, Say], Awaitable[Exit]], state: Path, remote: str | None) -> None:
     async def run() -> Exit:
         configure_logging("mission", level="error")
-        async with reach.bus(state or reach.DEFAULT_STATE, remote) as bus:
+        async with reach.bus(state, remote) as bus:
             return await work(bus, reach.show)
 
     raise typer.Exit(reach.run(run()))
