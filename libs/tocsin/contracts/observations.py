@@ -138,6 +138,11 @@ class FindingKind(StrEnum):
     BRUTE_FORCE = "brute_force"
     BEACON = "beacon"
     IDS = "ids"
+    EXFILTRATION = "exfiltration"
+    DNS_TUNNEL = "dns_tunnel"
+    NXDOMAIN = "nxdomain"
+    TLS = "tls"
+    NOTICE = "notice"
 
 
 class Finding(Message):

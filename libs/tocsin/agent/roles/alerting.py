@@ -5,7 +5,7 @@ Pure: no I/O and no clock. CRITICAL is not a severity that a finding can have: i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tocsin.agent.roles.memory import Memory
 from tocsin.contracts.identifiers import Severity
@@ -21,6 +21,9 @@ CLEARLY_STRONGER = 0.1
 MAX_REMEMBERED = 4096
 """(kind, subject) pairs whose score is remembered for one source; what is forgotten may be alerted again."""
 
+REMIND_S = 86400.0
+"""What begins so long after it was said last is news again, in the sources' own time."""
+
 _LEVELS = ((0.7, Severity.HIGH), (0.5, Severity.MEDIUM), (0.3, Severity.LOW))
 """Least score by severity. 0.5 is where a detector's rule just holds. 0.7 is a scan that a benign host would
 show with 10^-3, or 47 password guesses. One IDS alert of priority 2 or lower is 0.2, hence INFO; of
@@ -31,6 +34,11 @@ _WORDS = {
     FindingKind.BRUTE_FORCE: "guesses passwords at",
     FindingKind.BEACON: "keeps calling",
     FindingKind.IDS: "raised IDS alerts with",
+    FindingKind.EXFILTRATION: "sends much to",
+    FindingKind.DNS_TUNNEL: "moves data in names asked of",
+    FindingKind.NXDOMAIN: "asks for names that do not exist, of",
+    FindingKind.TLS: "trusts certificates that nobody vouches for, of",
+    FindingKind.NOTICE: "was noticed by Zeek, with",
 }
 
 
@@ -65,18 +73,30 @@ def alerts_of(findings: Sequence[Finding]) -> tuple[ThreatAlert, ...]:
 
 
 class News:
-    """Tells what was not said before: a (kind, subject) pair is news once, and when clearly stronger."""
+    """Tells what was not said before: a (kind, subject) pair is news once, when clearly stronger, and a day later.
 
-    def __init__(self) -> None:
-        self._said: Memory[tuple[FindingKind, str], float] = Memory(MAX_REMEMBERED)
+    Args:
+        said: Findings that were said before, the oldest first.
+    """
+
+    def __init__(self, said: Iterable[Finding] = ()) -> None:
+        self._said: Memory[tuple[FindingKind, str], tuple[float, float]] = Memory(MAX_REMEMBERED)
+        for finding in said:
+            self._keep(finding)
 
     def among(self, findings: Sequence[Finding]) -> list[Finding]:
         """Return the findings that are news, in their order, and remember them as said."""
         news = []
         for finding in findings:
-            key = (finding.kind, finding.subject)
-            said = self._said.get(key)
-            if said is None or finding.score >= said + CLEARLY_STRONGER:
-                self._said.keep(key, finding.score)
+            said = self._said.get((finding.kind, finding.subject))
+            if (
+                said is None
+                or finding.score >= said[0] + CLEARLY_STRONGER
+                or finding.first_s > said[1] + REMIND_S
+            ):
+                self._keep(finding)
                 news.append(finding)
         return news
+
+    def _keep(self, finding: Finding) -> None:
+        self._said.keep((finding.kind, finding.subject), (finding.score, finding.last_s))
