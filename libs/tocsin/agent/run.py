@@ -31,13 +31,21 @@ def run_agents(*classes: type[Agent]) -> None:
     async def main() -> None:
         settings = read_settings(HostSettings)
         listen = {"address": _address(settings.trap_address)}
+        analysts = {"alone": settings.analyst_mode == "alone"}
+        # The first sentinel of a host follows its logs: once is enough.
+        watching = iter([{"logs": settings.logs(), "from_end": settings.sentinel_from == "end"}])
 
         def make(role: Role, name: str) -> Agent:
             if role in own:
                 return own[role](name)
             # Late, so that a host of one's own agents loads no role of ours and what it needs.
             roles = import_module("tocsin.agent.roles")
-            made: Agent = roles.make(role, name, **(listen if role in roles.LISTENING else {}))
+            options: dict[str, object] = {**listen} if role in roles.LISTENING else {}
+            if role is Role.SENTINEL:
+                options |= next(watching, {})
+            elif role is Role.ANALYST:
+                options |= analysts
+            made: Agent = roles.make(role, name, **options)
             return made
 
         metrics = Metrics()

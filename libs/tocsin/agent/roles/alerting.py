@@ -80,7 +80,7 @@ class News:
     """
 
     def __init__(self, said: Iterable[Finding] = ()) -> None:
-        self._said: Memory[tuple[FindingKind, str], tuple[float, float]] = Memory(MAX_REMEMBERED)
+        self._said: Memory[tuple[FindingKind, str], Finding] = Memory(MAX_REMEMBERED)
         for finding in said:
             self._keep(finding)
 
@@ -89,14 +89,18 @@ class News:
         news = []
         for finding in findings:
             said = self._said.get((finding.kind, finding.subject))
-            if (
-                said is None
-                or finding.score >= said[0] + CLEARLY_STRONGER
-                or finding.first_s > said[1] + REMIND_S
-            ):
+            if said is None or _is_news(finding, said):
                 self._keep(finding)
                 news.append(finding)
         return news
 
+    def said(self) -> list[Finding]:
+        """Return what is remembered as said, the oldest first."""
+        return self._said.values()
+
     def _keep(self, finding: Finding) -> None:
-        self._said.keep((finding.kind, finding.subject), (finding.score, finding.last_s))
+        self._said.keep((finding.kind, finding.subject), finding)
+
+
+def _is_news(finding: Finding, said: Finding) -> bool:
+    return finding.score >= said.score + CLEARLY_STRONGER or finding.first_s > said.last_s + REMIND_S
