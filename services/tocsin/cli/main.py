@@ -21,7 +21,7 @@ from rich.console import Console
 
 from tocsin.bus import Broker, Bus, stop_on_signal
 from tocsin.bus.service import VERSION
-from tocsin.cli import authority, doctor, tail
+from tocsin.cli import authority, doctor, ingest, tail
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.cli.installation import Installation
@@ -48,6 +48,7 @@ agent_app = typer.Typer(help="Agents of one's own.", no_args_is_help=True)
 app.add_typer(agent_app, name="agent")
 alert_app = typer.Typer(help="Alerts, and the proof of their delivery.", no_args_is_help=True)
 app.add_typer(alert_app, name="alert")
+ingest.register(app)
 
 DEFAULT_STATE = Path(platformdirs.user_state_dir("tocsin"))
 DEFAULT_STACK = Path("deploy/stack")

@@ -70,7 +70,7 @@ class Stack(System):
         """
         agents = plan_agents(options.agents, options.hosts)
         installation = Installation.make(options.state, options.domain)
-        _lock(options.state)
+        lock_state(options.state)
         begun = time.monotonic()
         installation.certify(ServiceName.CLI, INSTANCE)
         broker = Broker.start(options.state / "broker", port=options.port, sync_always=options.sync_always)
@@ -158,7 +158,7 @@ class Stack(System):
         }
 
 
-def _lock(state: Path) -> None:
+def lock_state(state: Path) -> None:
     """Make the state folder this process's own.
 
     Raises:

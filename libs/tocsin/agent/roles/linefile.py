@@ -7,6 +7,7 @@ logrotate does): the next line begins a new one. Blocking; for one writer.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -94,6 +95,21 @@ class LineFile:
         if whole < size:
             log.warning("lines_torn", file=self.path.name, cut_bytes=size - whole)
             os.ftruncate(self._file, whole)
+
+
+def hold(path: Path) -> int:
+    """Hold a lock file for as long as this process lives, and wait until a process before it has let go. Blocking.
+
+    Raises:
+        UnavailableError: ``lines_failed``.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        raise _unavailable(path, error) from error
+    return file
 
 
 def recent_lines(path: Path) -> list[Line]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from tocsin.agent import statefile
 from tocsin.agent.agent import Agent
 from tocsin.agent.roles.alerting import alerts_of
-from tocsin.agent.roles.linefile import LineFile
+from tocsin.agent.roles.linefile import LineFile, hold
 from tocsin.agent.roles.logwatch import LogWatch, Progress, alert_id, finding_of
 from tocsin.agent.roles.patience import patiently
 from tocsin.agent.roles.sensors import DECEPTION, HONEYPOTS
@@ -77,6 +77,7 @@ class Sentinel(Agent):
         self._grace_s = grace_s
         self._watches: list[tuple[LogWatch, asyncio.Lock]] = []
         self._alerts: LineFile | None = None
+        self._lock: int | None = None
         self._unsent: deque[Finding] = deque(maxlen=MAX_UNSENT)
         self._found = asyncio.Event()
         self._stopping = False
@@ -154,6 +155,7 @@ class Sentinel(Agent):
             UnavailableError: ``lines_failed`` or ``state_failed``.
         """
         folder = self.host.state_dir
+        self._lock = hold(folder / self.name / "lock")
         self._alerts = LineFile(folder / f"{self.name}.alerts.jsonl")
         lines = self._alerts.recent()
         said = [finding for line in lines if (finding := finding_of(line)) is not None]
