@@ -21,7 +21,7 @@ from rich.console import Console
 
 from tocsin.bus import Broker, Bus, stop_on_signal
 from tocsin.bus.service import VERSION
-from tocsin.cli import authority, doctor, ingest, tail
+from tocsin.cli import authority, doctor, incident, ingest, tail
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
 from tocsin.cli.installation import Installation
@@ -49,6 +49,7 @@ app.add_typer(agent_app, name="agent")
 alert_app = typer.Typer(help="Alerts, and the proof of their delivery.", no_args_is_help=True)
 app.add_typer(alert_app, name="alert")
 ingest.register(app)
+app.add_typer(incident.app, name="incident")
 
 DEFAULT_STATE = Path(platformdirs.user_state_dir("tocsin"))
 DEFAULT_STACK = Path("deploy/stack")
