@@ -38,7 +38,7 @@ def run_agents(*classes: type[Agent]) -> None:
         options = role_options(settings)
         # The first of a role in this host alone: twice would be the same again.
         once: dict[Role, dict[str, object]] = {
-            Role.SENTINEL: {"logs": paths_of(settings.sentinel_logs)},
+            Role.SENTINEL: {"logs": settings.logs(), "from_end": settings.sentinel_from == "end"},
             Role.SPECIALIST: {"plan": settings.specialist_plan},
         }
 
@@ -80,6 +80,8 @@ def role_options(settings: HostSettings) -> dict[Role, dict[str, object]]:
         listen = {"address": _address(settings.trap_address)}
         options[Role.DECEPTION] = {**listen, "credentials": settings.deception_credentials}
         options[Role.CANARY] = {**listen, "files": paths_of(settings.canary_files)}
+    if Role.ANALYST in carried:
+        options[Role.ANALYST] = {"alone": settings.analyst_mode == "alone"}
     if Role.GUARDIAN in carried:
         actuator = choose(
             settings.guardian_actuator,

@@ -47,8 +47,16 @@ class HostSettings(BusSettings):
     )
     sentinel_logs: str = Field(
         "",
-        description="Logs that this host's first sentinel follows, absolute paths with commas between them: Suricata's "
-        "eve.json, Zeek's conn.log.",
+        description="Logs that this host's first sentinel follows, absolute paths with commas between them: Suricata "
+        "EVE, Zeek logs, syslog.",
+    )
+    sentinel_from: Annotated[str, Field(pattern="^(start|end)$")] = Field(
+        "start", description="Where it begins the first time: at the logs' start or end."
+    )
+    analyst_mode: Annotated[str, Field(pattern="^(workflow|alone)$")] = Field(
+        "workflow",
+        description="How this host's analysts assess: workflow asks the service, and does it alone where it does not "
+        "answer; alone never asks.",
     )
     guardian_actuator: Annotated[str, Field(pattern="^(dry-run|webhook|nftables)$")] = Field(
         "dry-run",
@@ -127,6 +135,11 @@ class HostSettings(BusSettings):
         if unknown:
             raise ValueError(f"no such role: {', '.join(sorted(unknown))}")
         return text
+
+    def logs(self) -> tuple[Path, ...]:
+        """Return the logs to follow, each once."""
+        texts = (text.strip() for text in self.sentinel_logs.split(","))
+        return tuple(dict.fromkeys(Path(text) for text in texts if text))
 
     def carried(self) -> tuple[AgentSpec, ...]:
         """Return the agents in the order given."""

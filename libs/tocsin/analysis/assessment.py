@@ -38,6 +38,7 @@ from tocsin.contracts.analysis import (
     Verdict,
 )
 from tocsin.contracts.errors import InvalidInputError
+from tocsin.contracts.observations import WindowFeatures
 from tocsin.contracts.response import Action, Command
 
 KERNEL_SAMPLES = 20
@@ -102,9 +103,24 @@ def plan(request: SecurityRequest, fitted: Baseline | None = None, *, seed: int 
         shots=request.shots,
         seed=seed,
     )
+    return Plan(kernel, _classical_tasks(base, features, seed))
+
+
+def classical_tasks(
+    features: WindowFeatures, baseline_name: str, *, seed: int = 0
+) -> tuple[ClassicalTask, ...]:
+    """Return the classical tasks of a window, for whoever asks no QPU.
+
+    Raises:
+        InvalidInputError: ``unknown_baseline``.
+    """
+    return _classical_tasks(baseline(baseline_name), features, seed)
+
+
+def _classical_tasks(base: Baseline, features: WindowFeatures, seed: int) -> tuple[ClassicalTask, ...]:
     rows, row = base.rows(), (base.scale(features),)
     kinds = (ClassicalKind.ISOLATION_FOREST, ClassicalKind.RBF_SVM)
-    return Plan(kernel, tuple(ClassicalTask(kind=kind, train=rows, test=row, seed=seed) for kind in kinds))
+    return tuple(ClassicalTask(kind=kind, train=rows, test=row, seed=seed) for kind in kinds)
 
 
 def kernel_svm_task(kernel: KernelResult, *, seed: int = 0) -> ClassicalTask:
@@ -163,7 +179,7 @@ def join(
         estimated_fidelity=kernel.estimated_fidelity,
         evidence=_evidence(request, kernel, quantum, classical),
         finding=primary,
-        recommended=None if verdict is Verdict.BENIGN else _response(primary.subject),
+        recommended=None if verdict is Verdict.BENIGN else response_to(primary.subject),
         baseline=request.baseline,
     )
 
@@ -186,7 +202,8 @@ def confidence_of(
     return 1 - accusation if verdict is Verdict.BENIGN else accusation
 
 
-def _response(subject: str) -> Command:
+def response_to(subject: str) -> Command:
+    """Return the response that is recommended against a subject."""
     # Asked anew, not taken from the finding: whether a host is ours decides what is done to it.
     action = Action.CONTAIN if is_internal(subject) else Action.DENY
     return Command(action=action, address=subject, duration_s=DURATION_S)

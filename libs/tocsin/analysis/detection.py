@@ -15,11 +15,15 @@ A live sensor calls :meth:`Detection.advance` with its clock, or :meth:`Detectio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from tocsin.analysis import detectors, ids
 from tocsin.analysis.windows import WINDOW_S, FlowWindows, Window, Windows
+from tocsin.contracts.base import Message
 from tocsin.contracts.errors import InvalidInputError
 from tocsin.contracts.observations import Finding, FindingKind, Flow, IdsAlert, Observations
 
@@ -29,7 +33,10 @@ LONG_WINDOW_S = 86400.0
 MAX_FINDINGS = 4096
 """(kind, subject) pairs that are remembered; beyond it the weakest is forgotten."""
 
-_SLOW_KINDS = (FindingKind.SCAN, FindingKind.BEACON)
+_SLOW_KINDS = (FindingKind.SCAN, FindingKind.BEACON, FindingKind.EXFILTRATION)
+
+FORGOTTEN_S = 86400.0
+"""What begins so long after the last window of its case is a case of its own."""
 
 _Key = tuple[FindingKind, str]
 
@@ -86,14 +93,14 @@ class Detection:
             found += self._judge_long(self._long.add(flow))
         self._taken_flows += len(observations.flows)
         self._taken_alerts += len(observations.ids_alerts)
-        return self._merge(found)
+        return self.merge(found)
 
     def advance(self, now_s: float) -> list[Finding]:
         """Close the windows that ended by ``now_s``; return what is new or stronger, strongest first."""
         found = self._judge_alerts(self._alerts.advance(now_s))
         found += self._judge_flows(self._flows.advance(now_s))
         found += self._judge_long(self._long.advance(now_s))
-        return self._merge(found)
+        return self.merge(found)
 
     def close(self) -> list[Finding]:
         """Close every window; return what is new or stronger, strongest first."""
@@ -101,7 +108,7 @@ class Detection:
         found = self._judge_alerts(self._alerts.flush())
         found += self._judge_flows(self._flows.flush())
         found += self._judge_long(self._long.flush())
-        return self._merge(found)
+        return self.merge(found)
 
     def peek(self) -> list[Finding]:
         """Judge the open windows as they are, without closing or remembering; return what is found in them."""
@@ -120,6 +127,35 @@ class Detection:
     def statistics(self) -> DetectionStatistics:
         """Return the counts so far."""
         return DetectionStatistics(self._taken_flows, self._flows.ambient, self._taken_alerts, len(self._found))
+
+    def dump(self) -> dict[str, object]:
+        """Return everything that must survive a restart, as JSON has it."""
+        return {
+            "flows": self._flows.dump(_packed),
+            "long": self._long.dump(_packed),
+            "alerts": self._alerts.dump(_packed),
+            "found": _CASES.dump_python(list(self._found.values()), mode="json"),
+            "counts": [self._taken_flows, self._taken_alerts, self._flows.ambient],
+        }
+
+    def load(self, dumped: Mapping[str, object]) -> None:
+        """Go on with what was dumped.
+
+        Raises:
+            InvalidInputError: ``bad_state``.
+        """
+        try:
+            self._flows.load(dumped.get("flows", []), _flow)
+            self._long.load(dumped.get("long", []), _flow)
+            self._alerts.load(dumped.get("alerts", []), _ids_alert)
+            cases = _CASES.validate_python(dumped.get("found", []))
+            counts = _COUNTS.validate_python(dumped.get("counts", [0, 0, 0]))
+        except ValidationError as error:
+            raise InvalidInputError(
+                f"no detection: {error.error_count()} errors", reason="bad_state"
+            ) from error
+        self._found = {(case.strongest.kind, case.strongest.subject): case for case in cases}
+        self._taken_flows, self._taken_alerts, self._flows.ambient = counts
 
     def _judge_flows(self, windows: list[Window[Flow]]) -> list[Finding]:
         return [finding for window in windows for finding in detectors.judge(window, self._source)]
@@ -141,7 +177,8 @@ class Detection:
             for window in windows
         ]
 
-    def _merge(self, found: list[Finding]) -> list[Finding]:
+    def merge(self, found: list[Finding]) -> list[Finding]:
+        """Remember findings of closed windows; return what is new or stronger, merged, strongest first."""
         changed = {key: None for finding in found if (key := _merge_into(self._found, finding)) is not None}
         while len(self._found) > MAX_FINDINGS:
             weakest = min(self._found, key=lambda key: (self._found[key].strongest.score, key))
@@ -150,7 +187,7 @@ class Detection:
 
 
 @dataclass(slots=True)
-class _Case:
+class _Case:  # a dataclass that pydantic reads and writes, see _CASES
     """The findings of one kind about one host."""
 
     strongest: Finding
@@ -173,11 +210,35 @@ class _Case:
         )
 
 
+_Count = Annotated[int, Field(ge=0)]
+_CASES = TypeAdapter(list[_Case])
+_COUNTS = TypeAdapter(tuple[_Count, _Count, _Count])
+
+
+def _packed(item: Flow | IdsAlert) -> list[object]:
+    """Return an item's values in the order of its fields: half of the size that their names would make it."""
+    return list(item.model_dump(mode="json").values())
+
+
+def _flow(values: object) -> Flow:
+    return Flow.model_validate(_named(Flow, values))
+
+
+def _ids_alert(values: object) -> IdsAlert:
+    return IdsAlert.model_validate(_named(IdsAlert, values))
+
+
+def _named(model: type[Message], values: object) -> dict[str, object]:
+    if not isinstance(values, list) or len(values) != len(model.model_fields):
+        raise InvalidInputError(f"no {model.__name__}", reason="bad_state")
+    return dict(zip(model.model_fields, values, strict=True))
+
+
 def _merge_into(cases: dict[_Key, _Case], finding: Finding) -> _Key | None:
     """Merge one finding; return its key if it is new or stronger than what was known."""
     key = (finding.kind, finding.subject)
     case = cases.get(key)
-    if case is None:
+    if case is None or finding.first_s > case.last_s + FORGOTTEN_S:
         cases[key] = _Case(finding, 1, finding.first_s, finding.last_s, finding.connections, finding.targets)
         return key
     case.windows += 1

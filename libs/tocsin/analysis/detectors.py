@@ -1,4 +1,4 @@
-"""Rules over one window of a host's connections: scan, brute force, beacon.
+"""Rules over one window of a host's connections: scan, brute force, beacon, exfiltration.
 
 Every threshold is a constant with its source beside it, chosen from the literature and not on a capture.
 Scores are on one scale: 0.5 where the rule just holds, towards 1 as the evidence grows; below its threshold a
@@ -116,6 +116,15 @@ USUAL_PORTS = frozenset(
 )
 """Ports that ordinary clients call. A beacon elsewhere is T1571, and scores 0.1 higher."""
 
+MIN_UPLOAD = 500 * 1024 * 1024
+"""Bytes from a host of ours to one address outside within a window that make exfiltration: Slips's default of 500 MB
+(flowalerts, data_exfiltration_threshold). In a day's window of at most 2,048 connections a host: what is beyond them
+is not counted."""
+
+MIN_PRODUCER_RATIO = 0.4
+"""(sent - received) / (sent + received), from -1 (only takes) to 1 (only gives): 0.4 is 70:30, the ratio of sending
+mail in Bullard, "Producer consumer ratio" (FloCon 2014). A video call is about 0, a download -1."""
+
 MAX_TARGETS = 16
 _GROUPS_IN_EVIDENCE = 3
 
@@ -139,9 +148,14 @@ def judge(
         window: At least one flow. Where it is longer than five minutes, the finding's features are those of
             its busiest five minutes, so that they compare with a baseline's.
         source: Name of the sensor or file, for the finding.
-        kinds: Rules to apply; IDS is no rule over flows and is ignored.
+        kinds: Rules to apply; kinds that are no rules over flows are ignored.
     """
-    rules = {FindingKind.SCAN: scan, FindingKind.BRUTE_FORCE: brute_force, FindingKind.BEACON: beacon}
+    rules = {
+        FindingKind.SCAN: scan,
+        FindingKind.BRUTE_FORCE: brute_force,
+        FindingKind.BEACON: beacon,
+        FindingKind.EXFILTRATION: exfiltration,
+    }
     wanted = set(kinds)
     found = [(kind, rule(window)) for kind, rule in rules.items() if kind in wanted]
     return [_finding(kind, suspicion, window, source) for kind, suspicion in found if suspicion]
@@ -375,3 +389,36 @@ def _beat(peer: str, port: int, flows: Sequence[Flow]) -> _Beat | None:
         + 0.1 * (port not in USUAL_PORTS)
     )
     return _Beat(min(1.0, score), peer, port, len(times), interval_s, regular, failed)
+
+
+# Exfiltration -----------------------------------------------------------
+
+
+def exfiltration(window: Window[Flow]) -> Suspicion | None:
+    """Recognise a host of ours that sends much to one address outside and gets little. Score: v / (v + MIN_UPLOAD).
+
+    Whoever keeps backups in a cloud does the same.
+    """
+    if not is_internal(window.host):
+        return None
+    sent: dict[str, int] = {}
+    received: dict[str, int] = {}
+    for flow in window.items:
+        if not is_internal(flow.destination):
+            sent[flow.destination] = sent.get(flow.destination, 0) + flow.bytes_sent
+            received[flow.destination] = received.get(flow.destination, 0) + flow.bytes_received
+    peers = [
+        peer
+        for peer, octets in sent.items()
+        if octets >= MIN_UPLOAD and octets - received[peer] >= MIN_PRODUCER_RATIO * (octets + received[peer])
+    ]
+    if not peers:
+        return None
+    peers.sort(key=lambda peer: (-sent[peer], peer))
+    lines = [f"{sent[peer]} bytes to {peer}, {received[peer]} back" for peer in peers[:_GROUPS_IN_EVIDENCE]]
+    return Suspicion(
+        sent[peers[0]] / (sent[peers[0]] + MIN_UPLOAD),
+        techniques.EXFILTRATION_OVER_ALTERNATIVE_PROTOCOL,
+        tuple(peers[:MAX_TARGETS]),
+        (*lines, _pace(window)),
+    )

@@ -1,7 +1,8 @@
 """Suricata EVE: one JSON object a line, typed by ``event_type``.
 
 ``flow`` records are connections and ``alert`` records are the IDS's own alerts; every other type (dns, http,
-fileinfo, tls, anomaly, ...) describes a connection that has its own flow record, and is skipped by design.
+fileinfo, tls, anomaly, ...) describes a connection that has its own flow record, and is skipped by design where
+connections are read (:func:`parse`). Who watches a log reads :func:`dns` answers and :func:`tls` sessions too.
 
 Format: https://docs.suricata.io/en/latest/output/eve/eve-json-format.html
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+from tocsin.analysis.events import DnsAnswer, TlsSession
 from tocsin.analysis.records import (
     BadLineError,
     JsonObject,
@@ -30,10 +32,17 @@ _SYN, _RST = 0x02, 0x04
 
 _TEXT_MAX = 512
 
+MAX_S = 1e11
+"""Latest time of a record, in seconds since the epoch: the bound of a flow's."""
+
 
 def parse(data: bytes) -> Parsed:
     """Parse one line of EVE JSON."""
-    record = decode_object(data)
+    return parse_record(decode_object(data))
+
+
+def parse_record(record: JsonObject) -> Parsed:
+    """Return the connection or the alert of a record."""
     kind = record.get("event_type")
     if kind == "flow":
         return Parsed(flow=_flow(record))
@@ -114,3 +123,56 @@ def _alert(record: JsonObject) -> IdsAlert:
         )
     except ValidationError:
         raise BadLineError("out_of_bounds") from None
+
+
+def dns(record: JsonObject) -> DnsAnswer:
+    """Return the answer to a query; a query by itself is skipped.
+
+    Answers are told by their type (``answer`` in versions 1 and 2, ``response`` in 3); the client is the side that
+    does not speak from port 53. Version 1 has one record for each resource record, version 3 the names in
+    ``queries``.
+    """
+    said = nested(record, "dns")
+    if text(said.get("type")) not in {"answer", "response"}:
+        raise SkippedLineError("dns query")
+    name = said.get("rrname")
+    queries = said.get("queries")
+    if name is None and isinstance(queries, list) and queries and isinstance(queries[0], dict):
+        name = queries[0].get("rrname")
+    if not name:
+        raise SkippedLineError("dns without a name")
+    client = record.get("dest_ip") if whole(record.get("src_port")) == 53 else record.get("src_ip")
+    return DnsAnswer(
+        at_s=_event_s(record),
+        client=address(client),
+        name=text(name).lower().rstrip(".")[:255],
+        missing=text(said.get("rcode")) == "NXDOMAIN",
+    )
+
+
+def tls(record: JsonObject) -> TlsSession:
+    """Return a TLS session; one without a certificate (resumed, or TLS 1.3, which hides it) is skipped.
+
+    Suricata checks no chain: all that is seen is a certificate that its own subject has issued.
+    """
+    said = nested(record, "tls")
+    subject, issuer = text(said.get("subject")), text(said.get("issuerdn"))
+    if not subject:
+        raise SkippedLineError("tls without a certificate")
+    return TlsSession(
+        at_s=_event_s(record),
+        client=address(record.get("src_ip")),
+        server=address(record.get("dest_ip")),
+        port=whole(record.get("dest_port")),
+        server_name=text(said.get("sni"))[:255],
+        subject=subject[:_TEXT_MAX],
+        problem="self signed certificate" if subject == issuer else "",
+    )
+
+
+def _event_s(record: JsonObject) -> float:
+    """Return when an event was; like a flow's start, not before the epoch and finite."""
+    at_s = seconds_of(record.get("timestamp"))
+    if not 0 <= at_s <= MAX_S:
+        raise BadLineError("out_of_bounds")
+    return at_s

@@ -1,246 +1,188 @@
-"""Follow a log file by its name, as ``tail -F`` does, through everything that logrotate and others do to it.
+"""How a log file is followed while others rename, truncate and replace it: the decisions of ``tail -F``, pure.
 
-A :class:`Follower` holds the file open. Each :meth:`Follower.read` returns complete lines, at most some bytes of
-them, and the :class:`Position` after them; whoever has dealt with the lines keeps the position, and a follower that is
-made with it goes on there: nothing is read twice, and nothing passed over.
+A follower reads one file at a time, by its open descriptor and not by its name. At each look it is told what the file
+system shows (:class:`Look`) and decides one :class:`Step`:
 
-* **Appended**: the next lines. A last line without its end waits for the rest of it.
-* **Renamed**, with or without a new file in its place: the old one is read to its end first, its last line too.
-* **Truncated** in place (copytruncate), or overwritten: read again from its start. What was cut off unread is lost;
-  that it happened is counted (``truncated``), how much it was nobody can know.
-* **Gone** for a while: the name is looked up again at the next read.
-* **Restart**: the file that the position is of may have been renamed meanwhile. It is looked for beside the log, under
-  names that begin with the log's, and files that are younger than it are read after it, in their order. Is it not
-  there any more, or compressed, the log is read from its start and that is counted (``lost_track``).
+* the file is shorter than what was read, or the bytes before the offset are others: it was **truncated** in place (or
+  copied and truncated); what was written between the last read and that moment is gone, unless a copy is found;
+* there are bytes that were not read: **read** them;
+* another file has the name, or lies between ours and it, and holds something; ours has been quiet for ``grace_s``: go
+  to the **next**. A writer that was told late of the rotation goes on with the old file until it reopens the name, and
+  only then does the new one fill: so an empty new file is no reason to leave the old one;
+* else **wait**.
 
-A file is known again by device, inode and a digest of its first bytes, since inodes are used anew. Blocking: for a
-worker thread.
+A file is known again by device, inode and two fingerprints (:class:`Mark`): the hash of its first bytes, since inodes
+are used again after a file was removed, and that of the last bytes before the offset, since log files may begin alike.
+
+Only whole lines are counted as read, so that an offset is always the beginning of a line.
 """
 
 from __future__ import annotations
 
-import os
-from collections import Counter
+import hashlib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import sha256
-from io import FileIO
-from pathlib import Path
+from enum import StrEnum
+from typing import Annotated
 
-from tocsin.analysis.lines import MAX_LINE_BYTES
+from pydantic import Field
+
+from tocsin.contracts.base import Message
 
 HEAD_BYTES = 1024
-"""Of a file's start, to know it again; a file that is shorter is known by what it has."""
-CHUNK_BYTES = 256 * 1024
-MAX_SIBLINGS = 64
-"""Rotated files that are looked at after a restart: the youngest."""
-COMPRESSED = frozenset({".gz", ".xz", ".zst", ".bz2"})
+"""Of the head that is fingerprinted: past Zeek's header lines, into the first records."""
+TAIL_BYTES = 256
+"""Of the end of what was read."""
+KEPT_DONE = 16
+"""Files that were read to their end and are remembered, so that none is read again under another name."""
+
+Whole = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+class Fingerprint(Message):
+    """Hash of some bytes of a file; of none, it fits every file."""
+
+    length: Annotated[int, Field(ge=0, le=HEAD_BYTES)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+    @classmethod
+    def of(cls, data: bytes) -> Fingerprint:
+        """Return the fingerprint of ``data``."""
+        return cls(length=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+NOTHING = Fingerprint.of(b"")
+
+
+class FileId(Message):
+    """Which file, while it exists."""
+
+    device: Whole
+    inode: Whole
+
+
+class Done(Message):
+    """A file that was read to its end."""
+
+    file: FileId
+    head: Fingerprint
+
+
+class Mark(Message):
+    """How far a log was read: what must survive a restart."""
+
+    file: FileId
+    offset: Whole
+    """Where the first line begins that was not read."""
+    head: Fingerprint = NOTHING
+    tail: Fingerprint = NOTHING
+    modified_ns: Whole = 0
+    """When the file was last written, as far as was seen."""
+    done: Annotated[tuple[Done, ...], Field(max_length=KEPT_DONE)] = ()
+
+
+class Step(StrEnum):
+    """What to do next."""
+
+    READ = "read"
+    TRUNCATED = "truncated"
+    NEXT = "next"
+    WAIT = "wait"
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
-    """How far a file was read."""
+class Look:
+    """What the file system shows."""
 
-    device: int
-    inode: int
     offset: int
-    """In bytes: behind the end of a line, or the file's."""
-    head_bytes: int
-    head: str
-    """SHA-256 of the first ``head_bytes`` bytes, hexadecimal."""
+    """How far the open file was read."""
+    size: int
+    """Of the open file."""
+    intact: bool
+    """Whether the bytes before the offset are those that were read."""
+    successor_size: int | None
+    """Of the next file; None if ours is the last one."""
+    quiet_s: float
+    """How long the open file has not grown."""
+
+
+def decide(look: Look, *, grace_s: float) -> Step:
+    """Decide by the rules at the head of this module."""
+    if look.size < look.offset or not look.intact:
+        return Step.TRUNCATED
+    if look.size > look.offset:
+        return Step.READ
+    if look.successor_size and look.quiet_s >= grace_s:
+        return Step.NEXT
+    return Step.WAIT
+
+
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
+
+
+def is_rotated_name(name: str, of: str) -> bool:
+    """Tell whether ``name`` looks like an earlier ``of`` after a rotation.
+
+    logrotate appends a number or a date (``eve.json.1``, ``eve.json-20240816``), or puts it before the extension;
+    Zeek puts the time there (``conn.2024-08-16-09-00-00.log``, ``conn-24-08-16_09.00.00.log``). Compressed ones are
+    left out: whoever compresses waits until they were read (logrotate's ``delaycompress``).
+    """
+    if name == of or name.endswith(_PACKED):
+        return False
+    stem, dot, extension = of.rpartition(".")
+    middle = None
+    if name.startswith(of):
+        middle = name[len(of) :]
+    elif dot and stem and name.startswith(stem) and name.endswith(f".{extension}"):
+        middle = name[len(stem) : -len(extension) - 1]
+    return middle is not None and re.fullmatch(r"[.\-_](old|[0-9][0-9A-Za-z.:_\-+]*)", middle) is not None
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
-    """What one read gave."""
+class Candidate:
+    """A file beside ours that may be read after it."""
 
-    lines: tuple[bytes, ...]
-    """Without their ends; empty and over-long ones are left out."""
-    position: Position | None
-    """After these lines; None before the first file was seen."""
-    behind: bool
-    """Whether there is more to read now."""
-    first: bool = False
-    """Whether they are a file's first ones."""
+    name: str
+    file: FileId
+    size: int
+    modified_ns: int
 
 
-class Follower:
-    """Follows one file.
+def in_between(candidates: Iterable[Candidate], mark: Mark, but: frozenset[FileId | None]) -> list[Candidate]:
+    """Return the rotated files that come after ours and before the one that has the name, the oldest first.
+
+    By their times of last writing: a file that was rotated later was written later. Ties are kept in, since whoever
+    rotates twice within one tick of the file system's clock loses nothing by it; which of them were read already is
+    told by ``mark.done`` (whose fingerprints the caller compares).
 
     Args:
-        path: the log's name.
-        position: where a former follower ended; None reads from the start.
-        max_line_bytes: of one line.
+        candidates: Files with a rotated name.
+        mark: How far the log was read.
+        but: Files that are none: the open one, and the one that has the name.
     """
-
-    def __init__(
-        self, path: Path, position: Position | None = None, *, max_line_bytes: int = MAX_LINE_BYTES
-    ) -> None:
-        self.counts: Counter[str] = Counter()
-        """``truncated``, ``rotated``, ``lost_track``, ``too_long``: how often."""
-        self._path = path
-        self._max_line = max_line_bytes
-        self._file: FileIO | None = None
-        self._offset = 0
-        """Where the line begins that is not complete yet."""
-        self._partial = bytearray()
-        """What is there of that line, but for what was let go since it is too long."""
-        self._let_go = 0
-        self._head = b""
-        self._queue: list[Path] = []
-        self._resume = position
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def read(self, max_bytes: int = CHUNK_BYTES) -> Lines:
-        """Return the next complete lines, of about ``max_bytes`` bytes together at most.
-
-        Raises:
-            OSError: the file is there and cannot be read.
-        """
-        if self._file is None and not self._open_next():
-            return Lines((), None, behind=False)
-        self._check_head()
-        assert self._file is not None  # noqa: S101 - opened above
-        first = self._read_so_far() == 0
-        data = self._file.read(max_bytes)
-        lines = self._split(data)
-        ended = not data and self._is_left_behind()
-        if ended:
-            # Nobody writes to it any more: what stands there is its last line.
-            lines += self._finish()
-        position = self._position()
-        if ended:
-            self._leave()
-        return Lines(tuple(lines), position, behind=bool(data) or ended, first=first and bool(data))
-
-    # --- Which file ----------------------------------------------------------------------------
-
-    def _open_next(self) -> bool:
-        if self._resume is not None:
-            self._find(self._resume)
-            self._resume = None
-            if self._file is not None:
-                return True
-        path = self._queue.pop(0) if self._queue else self._path
-        try:
-            self._file = path.open("rb", buffering=0)
-        except FileNotFoundError:
-            return False
-        self._offset, self._head = 0, b""
-        return True
-
-    def _find(self, position: Position) -> None:
-        """Open the file that a position is of, and put those that came after it into the queue."""
-        found: list[tuple[int, Path]] = []
-        for path in self._siblings():
-            try:
-                with path.open("rb", buffering=0) as file:
-                    status = os.fstat(file.fileno())
-                    is_it = (status.st_dev, status.st_ino) == (position.device, position.inode)
-                    if is_it and status.st_size >= position.offset and _digest(file, position) == position.head:
-                        younger = [other for _, other in found if other != self._path]
-                        self._queue = younger if path == self._path else [*younger, self._path]
-                        self._file = path.open("rb", buffering=0)
-                        self._file.seek(position.offset)
-                        self._offset = position.offset
-                        self._head = self._read_head()
-                        return
-                    found.insert(0, (status.st_mtime_ns, path))
-            except OSError:
-                continue  # it went while it was looked at
-        self.counts["lost_track"] += 1
-
-    def _siblings(self) -> list[Path]:
-        """Return the log and the files beside it whose names begin with its name, the youngest first."""
-        name = self._path.name
-        try:
-            beside = [path for path in self._path.parent.iterdir() if path.name.startswith(name)]
-            plain = [path for path in beside if path.suffix not in COMPRESSED and path.is_file()]
-            dated = [(path.stat().st_mtime_ns, path) for path in plain]
-        except OSError:  # one went while it was looked at, or the folder did
-            return []
-        # The log itself is the youngest, whatever the clock says.
-        dated.sort(key=lambda one: (one[1] == self._path, one[0]), reverse=True)
-        return [path for _, path in dated[:MAX_SIBLINGS]]
-
-    def _is_left_behind(self) -> bool:
-        """Tell whether the open file is not the one of the log's name any more, or others wait."""
-        assert self._file is not None  # noqa: S101 - only called while it is open
-        if self._queue:
-            return True
-        try:
-            now = self._path.stat()
-        except FileNotFoundError:
-            return False  # renamed, and nothing new yet: it may still be written to
-        status = os.fstat(self._file.fileno())
-        return (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino)
-
-    def _leave(self) -> None:
-        self.counts["rotated"] += 1
-        self.close()
-
-    # --- What is in it -------------------------------------------------------------------------
-
-    def _check_head(self) -> None:
-        """Begin again if the file is shorter than what was read, or begins with something else."""
-        assert self._file is not None  # noqa: S101 - only called while it is open
-        read = self._read_so_far()
-        if os.fstat(self._file.fileno()).st_size >= read:
-            head = self._read_head(len(self._head))
-            if head == self._head:
-                if len(head) < HEAD_BYTES:
-                    self._head = self._read_head(min(HEAD_BYTES, read))
-                return
-        self.counts["truncated"] += 1
-        self._file.seek(0)
-        self._offset, self._head = 0, b""
-        self._forget_line()
-
-    def _read_head(self, size: int = HEAD_BYTES) -> bytes:
-        assert self._file is not None  # noqa: S101 - only called while it is open
-        return os.pread(self._file.fileno(), min(size, self._read_so_far()), 0)
-
-    def _split(self, data: bytes) -> list[bytes]:
-        lines = []
-        *complete, rest = data.split(b"\n")
-        for part in complete:
-            lines += self._finish(part)
-            self._offset += 1
-        self._gather(rest)
-        return lines
-
-    def _finish(self, part: bytes = b"") -> list[bytes]:
-        """Complete the line that waits; return it, unless it is too long."""
-        self._gather(part)
-        self._offset += self._let_go + len(self._partial)
-        line = [] if self._let_go else [bytes(self._partial).removesuffix(b"\r")]
-        self.counts["too_long"] += self._let_go > 0
-        self._forget_line()
-        return [one for one in line if one]
-
-    def _gather(self, part: bytes) -> None:
-        self._partial += part
-        if self._let_go or len(self._partial) > self._max_line:
-            self._let_go += len(self._partial)
-            self._partial.clear()
-
-    def _forget_line(self) -> None:
-        self._let_go = 0
-        self._partial.clear()
-
-    def _read_so_far(self) -> int:
-        return self._offset + self._let_go + len(self._partial)
-
-    def _position(self) -> Position:
-        assert self._file is not None  # noqa: S101 - only called while it is open
-        status = os.fstat(self._file.fileno())
-        head = self._head[: min(len(self._head), self._offset)]
-        return Position(status.st_dev, status.st_ino, self._offset, len(head), sha256(head).hexdigest())
+    later = [
+        one
+        for one in candidates
+        if one.modified_ns >= mark.modified_ns and one.file not in but and one.size > 0
+    ]
+    return sorted(later, key=lambda one: (one.modified_ns, one.name))
 
 
-def _digest(file: FileIO, position: Position) -> str:
-    return sha256(os.pread(file.fileno(), position.head_bytes, 0)).hexdigest()
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Lines cut from a piece of a file."""
+
+    lines: tuple[bytes, ...]
+    length: int
+    """Bytes of the piece that these lines had, with their line ends."""
+
+
+def cut(data: bytes, *, max_lines: int) -> Cut:
+    r"""Cut whole lines, at most ``max_lines``, from the front of ``data``; ``\r`` before the end goes too."""
+    lines: list[bytes] = []
+    at = 0
+    while len(lines) < max_lines and (end := data.find(b"\n", at)) >= 0:
+        lines.append(data[at:end].rstrip(b"\r"))
+        at = end + 1
+    return Cut(tuple(lines), at)

@@ -112,66 +112,17 @@ class RecordReader:
 
     def __init__(self, stream: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self._lines = bounded_lines(stream, max_line_bytes)
-        self._parser = LineParser()
-        self._records = self._iterate()
-
-    def __iter__(self) -> Iterator[Record]:
-        return self._records
-
-    def statistics(self) -> IngestStatistics:
-        """Return the counts so far."""
-        return self._parser.statistics()
-
-    def _iterate(self) -> Iterator[Record]:
-        head = list(islice(self._lines, SNIFFED_LINES))
-        self._parser.choose(sniff([line.data for line in head]))
-        for line in chain(head, self._lines):
-            record = self._parser.take(line)
-            if record is not None:
-                yield record
-
-
-class LineParser:
-    """Takes the lines of one file, one by one; counts what it skips. Its format is chosen once, before the first."""
-
-    def __init__(self) -> None:
         self._format: InputFormat | None = None
-        self._parse: Callable[[bytes], Parsed] = _unknown
         self._read = 0
         self._flows = 0
         self._alerts = 0
         self._bad: Counter[str] = Counter()
         self._first_bad: list[tuple[int, str]] = []
         self._skipped: Counter[str] = Counter()
+        self._records = self._iterate()
 
-    @property
-    def format(self) -> InputFormat | None:
-        """None until it is chosen."""
-        return self._format
-
-    def choose(self, found: InputFormat) -> None:
-        """Choose the format. Another file of the same log has headers of its own: then it is chosen again."""
-        self._format = found
-        self._parse = _parser(found)
-
-    def take(self, line: Line) -> Record | None:
-        """Return what a line says; None for one that says nothing, or that cannot be read."""
-        self._read += 1
-        try:
-            parsed = self._parse(_content(line))
-        except BadLineError as bad:
-            self._bad[bad.reason] += 1
-            if len(self._first_bad) < BAD_LINES_LISTED:
-                self._first_bad.append((line.number, bad.reason))
-            return None
-        except SkippedLineError as skipped:
-            kind = skipped.reason[:64]
-            known = kind in self._skipped or len(self._skipped) < TYPES_COUNTED
-            self._skipped[kind if known else "other"] += 1
-            return None
-        self._flows += parsed.flow is not None
-        self._alerts += parsed.ids_alert is not None
-        return Record(line.number, parsed.flow, parsed.ids_alert, parsed.label)
+    def __iter__(self) -> Iterator[Record]:
+        return self._records
 
     def statistics(self) -> IngestStatistics:
         """Return the counts so far."""
@@ -186,9 +137,31 @@ class LineParser:
             skipped_by_type=dict(self._skipped),
         )
 
+    def _iterate(self) -> Iterator[Record]:
+        head = list(islice(self._lines, SNIFFED_LINES))
+        self._format = sniff([line.data for line in head])
+        parse = _parser(self._format)
+        for line in chain(head, self._lines):
+            self._read += 1
+            parsed = self._take(line, parse)
+            if parsed is None:
+                continue
+            self._flows += parsed.flow is not None
+            self._alerts += parsed.ids_alert is not None
+            yield Record(line.number, parsed.flow, parsed.ids_alert, parsed.label)
 
-def _unknown(_: bytes) -> Parsed:
-    raise BadLineError("unknown_format")
+    def _take(self, line: Line, parse: Callable[[bytes], Parsed]) -> Parsed | None:
+        try:
+            return parse(_content(line))
+        except BadLineError as bad:
+            self._bad[bad.reason] += 1
+            if len(self._first_bad) < BAD_LINES_LISTED:
+                self._first_bad.append((line.number, bad.reason))
+        except SkippedLineError as skipped:
+            kind = skipped.reason[:64]
+            known = kind in self._skipped or len(self._skipped) < TYPES_COUNTED
+            self._skipped[kind if known else "other"] += 1
+        return None
 
 
 def _content(line: Line) -> bytes:

@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import floor
 from statistics import fmean, pstdev
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from tocsin.analysis.hosts import is_ambient
 from tocsin.contracts.errors import InvalidInputError
@@ -37,6 +39,10 @@ refused or lost sends it again from the same port, after 0.5 s on Windows and 1 
 FAILED = frozenset({FlowState.REJECTED, FlowState.UNANSWERED, FlowState.RESET})
 
 T = TypeVar("T")
+
+_Finite = Annotated[float, Field(ge=-1e12, le=1e12)]
+_Index = Annotated[int, Field(ge=-(2**53), le=2**53)]
+_ROWS = TypeAdapter(list[tuple[str, _Finite, _Index, Annotated[int, Field(ge=0)], list[object]]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +135,34 @@ class Windows(Generic[T]):
         host = self._hosts.get(name)
         windows = host.open.values() if host else ()
         return [item for window in windows for item in window.items if from_s <= self._place(item)[1] < until_s]
+
+    def dump(self, pack: Callable[[T], object]) -> list[object]:
+        """Return the open windows as JSON has it, the one that was not touched for longest first."""
+        dumped: list[object] = []
+        for name, index in self._touched:
+            host = self._hosts[name]
+            window = host.open[index]
+            items = [pack(item) for item in window.items]
+            dumped.append([name, host.origin_s, index, window.not_kept, items])
+        return dumped
+
+    def load(self, dumped: object, unpack: Callable[[object], T]) -> None:
+        """Go on with windows that were dumped, in place of those that are open.
+
+        Raises:
+            InvalidInputError: ``bad_state``.
+        """
+        self._hosts, self._touched, self._items = {}, OrderedDict(), 0
+        try:
+            for name, origin_s, index, not_kept, items in _ROWS.validate_python(dumped):
+                window: Window[T] = Window(name, origin_s + index * self._window_s, self._window_s)
+                window.items = [unpack(item) for item in items]
+                window.not_kept = not_kept
+                self._hosts.setdefault(name, _Host(origin_s)).open[index] = window
+                self._touched[name, index] = None
+                self._items += len(window.items)
+        except ValidationError as error:
+            raise InvalidInputError(f"no windows: {error.error_count()} errors", reason="bad_state") from error
 
     def _close(self, key: tuple[str, int]) -> Window[T]:
         name, index = key

@@ -64,15 +64,17 @@ def parse_json(data: bytes) -> Parsed:
     if stream != "conn":
         raise SkippedLineError(text(stream))
     # Zeek writes every proto; a line without it is of another log that does not name itself.
-    return _parsed(record)
+    return parsed(record)
 
 
-def _end(record: JsonObject, key: str) -> object:
+def end(record: JsonObject, key: str) -> object:
+    """Return a field of the connection's ends, in either style of keys."""
     dotted = record.get(f"id.{key}")
     return record.get(f"id_{key}") if dotted is None else dotted
 
 
-def _parsed(record: JsonObject) -> Parsed:
+def parsed(record: JsonObject) -> Parsed:
+    """Return the connection of a record of conn.log, and its label."""
     protocol = text(record.get("proto")).lower()
     state = text(record.get("conn_state"))
     if not protocol:
@@ -84,10 +86,10 @@ def _parsed(record: JsonObject) -> Parsed:
     flow = checked_flow(
         at_s=seconds_of(record.get("ts")),
         ends=(
-            address(_end(record, "orig_h")),
-            whole(_end(record, ports[0])),
-            address(_end(record, "resp_h")),
-            whole(_end(record, ports[1])),
+            address(end(record, "orig_h")),
+            whole(end(record, ports[0])),
+            address(end(record, "resp_h")),
+            whole(end(record, ports[1])),
         ),
         protocol=protocol,
         service=text(record.get("service"))[:64] or None,
@@ -133,7 +135,7 @@ class TsvParser:
 
     def parse(self, data: bytes) -> Parsed:
         """Parse one line; headers raise :class:`SkippedLineError` or, where repeated, count as bad."""
-        return _parsed(self.record(data))
+        return parsed(self.record(data))
 
     def record(self, data: bytes) -> JsonObject:
         """Return a line's values by column, unset ones None; headers as in :meth:`parse`."""
@@ -155,7 +157,7 @@ class TsvParser:
 
     def _header(self, line: str) -> None:
         if line.startswith("#separator "):
-            self._separator = _unescaped(line.removeprefix("#separator ").strip())
+            self._separator = unescaped(line.removeprefix("#separator ").strip())
             return
         name, *values = line.split(self._separator)
         if name == "#unset_field" and values:
@@ -182,11 +184,16 @@ class TsvParser:
             return ""
         if name not in self._numbers:
             return value
-        try:
-            # int() first: a byte count above 2**53 would lose digits as a float.
-            return int(value) if value.isdecimal() else _finite(value)
-        except (ValueError, OverflowError):
-            raise BadLineError("bad_number") from None
+        return number(value)
+
+
+def number(value: str) -> int | float:
+    """Return a number of a tab-separated log; whole ones exactly."""
+    try:
+        # int() first: a byte count above 2**53 would lose digits as a float.
+        return int(value) if value.isdecimal() else _finite(value)
+    except (ValueError, OverflowError):
+        raise BadLineError("bad_number") from None
 
 
 def _finite(value: str) -> float:
@@ -196,7 +203,7 @@ def _finite(value: str) -> float:
     return number
 
 
-def _unescaped(written: str) -> str:
+def unescaped(written: str) -> str:
     r"""Return the separator that a header spells as ``\x09`` or as itself."""
     escaped = _ESCAPED.fullmatch(written)
     separator = chr(int(escaped[1], 16)) if escaped else written

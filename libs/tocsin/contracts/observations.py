@@ -138,6 +138,11 @@ class FindingKind(StrEnum):
     BRUTE_FORCE = "brute_force"
     BEACON = "beacon"
     IDS = "ids"
+    EXFILTRATION = "exfiltration"
+    DNS_TUNNEL = "dns_tunnel"
+    NXDOMAIN = "nxdomain"
+    TLS = "tls"
+    NOTICE = "notice"
 
 
 class Finding(Message):
@@ -169,6 +174,8 @@ class Incident(Message):
     related: Annotated[tuple[Finding, ...], Field(max_length=32)] = ()
     alerts: Annotated[tuple[MessageId, ...], Field(max_length=64)]
     """Ids of the threat alerts that led here."""
+    story: Annotated[tuple[Text, ...], Field(max_length=16)] = ()
+    """Where findings of several times or hosts were joined: one line each, in the order of time, and why."""
 
 
 class SensorReady(Message):

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from tocsin.bus import stop_on_signal
 from tocsin.bus.service import VERSION
-from tocsin.cli import authority, doctor, fleet_commands, qkd, respond, tail, traps
+from tocsin.cli import authority, doctor, fleet_commands, incident, ingest, qkd, respond, tail, traps
 from tocsin.cli.agents_app import app as agents_app
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
@@ -57,6 +57,8 @@ app.add_typer(agent_app, name="agent")
 alert_app = typer.Typer(help="Alerts, and the proof of their delivery.", no_args_is_help=True)
 app.add_typer(alert_app, name="alert")
 app.command("inventory")(inventory_command)
+ingest.register(app)
+app.add_typer(incident.app, name="incident")
 
 app.add_typer(agents_app, name="agents")
 app.add_typer(qkd.app, name="qkd")
@@ -65,7 +67,6 @@ traps.register(app)
 
 app.add_typer(mission_app, name="mission")
 DEFAULT_STACK = Path("deploy/stack")
-DEFAULT_INGEST = DEFAULT_STATE.with_name("tocsin-ingest")
 StackOption = Annotated[
     Path, typer.Option(envvar="TOCSIN_DIR", help="Folder that `tocsin init` made, of the stack to reach.")
 ]
@@ -159,31 +160,6 @@ def up(
         host_settings=host_settings(setting or []),
     )
     raise typer.Exit(_run(run_up(options, Console())))
-
-
-@app.command()
-def ingest(
-    logs: Annotated[
-        list[Path], typer.Argument(metavar="LOG...", help="Suricata eve.json or Zeek conn.log, as it grows.")
-    ],
-    state: Annotated[
-        Path, typer.Option(help="Folder of this installation: keys, logs, and how far was read.")
-    ] = DEFAULT_INGEST,
-    port: PortOption = -1,
-    as_json: Annotated[bool, typer.Option("--json", help="Each alert as one line of JSON.")] = False,
-) -> None:
-    """Watch the log of a Suricata or Zeek with one sentinel, until Ctrl-C: alerts on standard output."""
-    from tocsin.cli.ingest import options_of, run_ingest
-
-    configure_logging("ingest", level="error")
-    options = options_of(logs, state, port=port)
-
-    def show(line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
-    tell = Console(stderr=True, highlight=False).print
-    raise typer.Exit(_run(run_ingest(options, as_json=as_json, show=show, tell=tell)))
 
 
 @app.command()

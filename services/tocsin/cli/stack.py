@@ -53,8 +53,6 @@ class StackOptions:
     """These agents, in place of a plan for ``agents`` of them."""
     host_settings: Mapping[str, str] = field(default_factory=dict)
     """Settings of every agent host, by name without prefix."""
-    services: tuple[ServiceName, ...] = tuple(MODULES)
-    """Which services run."""
     sync_always: bool = False
     """Whether the broker writes through to the disk before it acknowledges: for a state that is kept."""
 
@@ -78,7 +76,7 @@ class Stack(System):
         """
         agents = options.named or plan_agents(options.agents, options.hosts)
         installation = Installation.make(options.state, options.domain)
-        _lock(options.state)
+        lock_state(options.state)
         begun = time.monotonic()
         installation.certify(ServiceName.CLI, INSTANCE)
         broker = Broker.start(options.state / "broker", port=options.port, sync_always=options.sync_always)
@@ -95,8 +93,7 @@ class Stack(System):
     def start(self) -> None:
         """Start every service, the worker and the agent hosts, which enrol as soon as fleet answers."""
         self.installation.add_hosts(self.agents)
-        for service in self.services:
-            module = MODULES[service]
+        for service, module in MODULES.items():
             self.installation.certify(service, INSTANCE)
             self.supervisor.start(service.value, module, **self._service_settings(service))
         for host in sorted({agent.host for agent in self.agents}):
@@ -109,11 +106,6 @@ class Stack(System):
             UnavailableError: ``child_ended``.
         """
         self.supervisor.check()
-
-    @property
-    def services(self) -> tuple[ServiceName, ...]:
-        """The services that run."""
-        return self.options.services
 
     @property
     def what(self) -> str:
@@ -207,7 +199,7 @@ def host_settings(assignments: Sequence[str]) -> dict[str, str]:
     return settings
 
 
-def _lock(state: Path) -> None:
+def lock_state(state: Path) -> None:
     """Make the state folder this process's own.
 
     Raises:

@@ -47,11 +47,6 @@ class System:
     nats_url: str
     timings_s: dict[str, float] = field(default_factory=dict, kw_only=True)
 
-    @property
-    def services(self) -> tuple[ServiceName, ...]:
-        """The services that run, and are waited for."""
-        return SERVICES
-
     def start(self) -> None:
         """Hook: start what this command has to start itself."""
 
@@ -94,7 +89,7 @@ class System:
             progress(service.value, "ready")
 
         begun = time.monotonic()
-        await asyncio.gather(*(one(service) for service in self.services))
+        await asyncio.gather(*(one(service) for service in SERVICES))
         self.timings_s["services"] = time.monotonic() - begun
 
     async def wait_agents(self, bus: Bus, progress: Progress) -> Roster:

@@ -21,6 +21,9 @@ CLEARLY_STRONGER = 0.1
 MAX_REMEMBERED = 4096
 """(kind, subject) pairs whose score is remembered for one source; what is forgotten may be alerted again."""
 
+REMIND_S = 86400.0
+"""What begins so long after it was said last is news again, in the sources' own time."""
+
 _LEVELS = ((0.7, Severity.HIGH), (0.5, Severity.MEDIUM), (0.3, Severity.LOW))
 """Least score by severity. 0.5 is where a detector's rule just holds. 0.7 is a scan that a benign host would
 show with 10^-3, or 47 password guesses. One IDS alert of priority 2 or lower is 0.2, hence INFO; of
@@ -31,6 +34,11 @@ _WORDS = {
     FindingKind.BRUTE_FORCE: "guesses passwords at",
     FindingKind.BEACON: "keeps calling",
     FindingKind.IDS: "raised IDS alerts with",
+    FindingKind.EXFILTRATION: "sends much to",
+    FindingKind.DNS_TUNNEL: "moves data in names asked of",
+    FindingKind.NXDOMAIN: "asks for names that do not exist, of",
+    FindingKind.TLS: "trusts certificates that nobody vouches for, of",
+    FindingKind.NOTICE: "was noticed by Zeek, with",
 }
 
 
@@ -65,31 +73,34 @@ def alerts_of(findings: Sequence[Finding]) -> tuple[ThreatAlert, ...]:
 
 
 class News:
-    """Tells what was not said before: a (kind, subject) pair is news once, and when clearly stronger."""
+    """Tells what was not said before: a (kind, subject) pair is news once, when clearly stronger, and a day later.
 
-    def __init__(self) -> None:
-        self._said: Memory[tuple[FindingKind, str], float] = Memory(MAX_REMEMBERED)
+    Args:
+        said: Findings that were said before, the oldest first.
+    """
+
+    def __init__(self, said: Iterable[Finding] = ()) -> None:
+        self._said: Memory[tuple[FindingKind, str], Finding] = Memory(MAX_REMEMBERED)
+        for finding in said:
+            self._keep(finding)
 
     def among(self, findings: Sequence[Finding]) -> list[Finding]:
         """Return the findings that are news, in their order, and remember them as said."""
         news = []
         for finding in findings:
-            key = (finding.kind, finding.subject)
-            said = self._said.get(key)
-            if said is None or finding.score >= said + CLEARLY_STRONGER:
-                self._said.keep(key, finding.score)
+            said = self._said.get((finding.kind, finding.subject))
+            if said is None or _is_news(finding, said):
+                self._keep(finding)
                 news.append(finding)
         return news
 
-    def told(self) -> list[tuple[str, str, float]]:
-        """Return what was said: kind, subject and score of each."""
-        return [(kind.value, subject, score) for (kind, subject), score in self._said.items()]
+    def said(self) -> list[Finding]:
+        """Return what is remembered as said, the oldest first."""
+        return self._said.values()
 
-    def remember(self, told: Iterable[tuple[str, str, float]]) -> None:
-        """Know what a former process has said.
+    def _keep(self, finding: Finding) -> None:
+        self._said.keep((finding.kind, finding.subject), finding)
 
-        Raises:
-            ValueError: no kind of finding.
-        """
-        for kind, subject, score in told:
-            self._said.keep((FindingKind(kind), subject), score)
+
+def _is_news(finding: Finding, said: Finding) -> bool:
+    return finding.score >= said.score + CLEARLY_STRONGER or finding.first_s > said.last_s + REMIND_S

@@ -144,12 +144,12 @@ class Correlation:
         return Incident(
             incident=incident_id(case, primary),
             primary=primary,
-            related=tuple(_within(related, MAX_RELATED_BYTES)),
+            related=tuple(within(related, MAX_RELATED_BYTES)),
             alerts=tuple(gathered.alerts),
         )
 
 
-def _within(findings: Iterable[Finding], limit: int) -> Iterable[Finding]:
+def within(findings: Iterable[Finding], limit: int) -> Iterable[Finding]:
     """Yield the first findings that together have at most ``limit`` bytes."""
     for finding in findings:
         limit -= len(finding.model_dump_json())

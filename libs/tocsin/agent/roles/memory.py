@@ -36,8 +36,12 @@ class Memory(Generic[K, V]):
         """Return what is remembered of ``key``, and forget it."""
         return self._kept.pop(key, None)
 
+    def values(self) -> list[V]:
+        """Return everything that is remembered, the oldest first."""
+        return list(self._kept.values())
+
     def items(self) -> list[tuple[K, V]]:
-        """Return what is remembered, the oldest first."""
+        """Return everything that is remembered with its keys, the oldest first."""
         return list(self._kept.items())
 
     def __contains__(self, key: object) -> bool:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable
 
 from tocsin.agent.roles.alerting import News
 from tocsin.agent.roles.memory import Memory
@@ -196,15 +195,3 @@ class LiveSource:
         """
         closed = self._detection.advance(now_s)
         return self._news.among(strongest_first([*self._detection.peek(), *closed]))
-
-    def told(self) -> list[tuple[str, str, float]]:
-        """Return kind, subject and score of what was news."""
-        return self._news.told()
-
-    def remember(self, told: Iterable[tuple[str, str, float]]) -> None:
-        """Know what was news to a former process.
-
-        Raises:
-            ValueError: no kind of finding.
-        """
-        self._news.remember(told)
