@@ -114,6 +114,7 @@ class Step(StrEnum):
     PROPOSE = "propose"
     VOTE1 = "vote1"
     VOTE2 = "vote2"
+    TIMEOUT = "timeout"
 
 
 class Vote(Message):
