@@ -51,7 +51,8 @@ class Cast:
     value: bytes | None
     """None for TIMEOUT."""
     high: QuorumCert | None = None
-    """PROPOSE, VOTE1: the hqc of the proposal. VOTE2: the lock. TIMEOUT: the highest QC1 known."""
+    """PROPOSE: the hqc. VOTE1: the highest QC1 for the value that the vote rests on, of the proposal or its own
+    lock: it shows that no lock was broken. VOTE2: the lock. TIMEOUT: the highest QC1 known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class Slot:
         if value is None or self.leader(self.view) != self._me or not self._open(value, self.high):
             return []
         proposed = self._once(Step.PROPOSE, value, self.high)
-        return proposed and proposed + self._once(Step.VOTE1, value, self.high)
+        return proposed and proposed + self._once(Step.VOTE1, value, self._basis(value, self.high))
 
     def expire(self) -> list[Cast]:
         """Time out of the current view: its timer ran out. Nothing once the slot has committed."""
@@ -137,6 +138,13 @@ class Slot:
         All of them come before anything else, and :meth:`advance` after them.
         """
         self._take(own)
+
+    @property
+    def waiting(self) -> bytes | None:
+        """The value that the current view's leader proposes and this instance may not vote for as yet."""
+        value, high = self._proposals.get(self.view, (None, None))
+        closed = self.commit is not None or self.view <= self._left or (Step.VOTE1, self.view) in self._cast
+        return None if value is None or closed or self._open(value, high) else value
 
     def receive(self, message: Received) -> list[Cast]:
         """Take a step of an instance, this one's own included. The first of each instance, step and view counts.
@@ -162,7 +170,7 @@ class Slot:
         casts = self._change_view()
         proposed = self._proposals.get(self.view)
         if proposed is not None and self._open(*proposed):
-            casts += self._once(Step.VOTE1, *proposed)
+            casts += self._once(Step.VOTE1, proposed[0], self._basis(*proposed))
         high = self.high
         if high is not None and high.view == self.view > self._left:
             self.lock = high
@@ -176,8 +184,15 @@ class Slot:
         certified = high is not None and high.value == value and high.view < self.view
         if self.lock is None:
             return certified or self._admissible(value)
+        if self.lock.view >= self.view:
+            return False  # there is a QC1 of this view: one more VOTE1 adds nothing
         # Its own lock is a QC1 for the value: as good as one that the proposal brings.
         return value == self.lock.value or (certified and high is not None and high.view >= self.lock.view)
+
+    def _basis(self, value: bytes, high: QuorumCert | None) -> QuorumCert | None:
+        """Return the highest QC1 for the value that a vote for it may name: the proposal's, or the own lock."""
+        certs = [cert for cert in (high, self.lock) if cert is not None and cert.value == value]
+        return max(certs, key=lambda cert: cert.view, default=None)
 
     def _certify(self, step: Step, view: int) -> None:
         """Make the QC1 or the commit that a new vote may complete."""
@@ -217,7 +232,9 @@ class Slot:
         if own.step is Step.TIMEOUT:
             self._left = max(self._left, own.view)
         elif own.step is Step.VOTE2 and own.high is not None:
-            self.lock = own.high
+            self._learn(own.high)
+            if self.lock is None or own.high.view > self.lock.view:
+                self.lock = own.high
 
     def _change_view(self) -> list[Cast]:
         """Join those that time out, and begin the next view with a quorum of them."""

@@ -37,7 +37,7 @@ class Schedule:
         self, seed: int, *, instances: int = 4, hostile: int = 1, make_slot: Callable[..., Slot] = Slot
     ) -> None:
         self.seed = seed
-        self.random = random.Random(seed)
+        self.random = random.Random(seed)  # noqa: S311 - a schedule, not a secret
         self.names = tuple(f"i{number}" for number in range(instances))
         self.hostile = self.names[:hostile]
         self.rotation = self.random.randrange(instances)
