@@ -212,6 +212,6 @@ class Schedule:
         for to in self.random.sample(sorted(self.nodes), self.random.randint(1, len(self.nodes))):
             step = self.random.choice(list(Step))
             view = self.random.choice([*views, max(views) + 1, min(views) - 1, 999_999])
-            value = None if step is Step.TIMEOUT else self.random.choice(VALUES)
+            said = None if step is Step.TIMEOUT else self.random.choice(VALUES)
             if view >= 1:
-                self.queue.append((to, Received(step, who, view, value, self._forge(), b"hostile")))
+                self.queue.append((to, Received(step, who, view, said, self._forge(), b"hostile")))
