@@ -67,6 +67,10 @@ class EpochInstalled(Message):
     byzantine_tolerant: bool
     """False where one key holds more than f seats, or f = 0."""
     why_not: Text = ""
+    instances: Annotated[int, Field(ge=1, le=MAX_INSTANCES)] = 1
+    """m."""
+    instance_faults: Annotated[int, Field(ge=0, le=MAX_INSTANCES)] = 0
+    """g = (m - 1) // 3: so many of the instances may be hostile."""
 
 
 class Option(Message):

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tocsin.bus import Broker, provision
+from tocsin.bus.folder import claim_folder
 from tocsin.cli.fleetplan import plan_agents
-from tocsin.cli.installation import Installation
+from tocsin.cli.installation import CONSENSUS_INSTANCES, Installation
 from tocsin.cli.supervisor import Supervisor
 from tocsin.cli.system import System
+from tocsin.consensus.store import LAYOUT as CONSENSUS_LAYOUT
 from tocsin.contracts.errors import ConflictError
 from tocsin.contracts.identifiers import ServiceName
 from tocsin.telemetry import Metrics
@@ -44,6 +46,8 @@ class StackOptions:
     domain: str = "tocsin.local"
     agents: int = 40
     hosts: int = 4
+    consensus: int = CONSENSUS_INSTANCES
+    """How many consensus instances: 3g + 1 tolerate g hostile ones."""
     port: int = -1
     key_scope: str = "host"
     log_level: str = "info"
@@ -76,7 +80,8 @@ class Stack(System):
         broker = Broker.start(options.state / "broker", port=options.port, sync_always=options.sync_always)
         try:
             supervisor = Supervisor(options.logs)
-            stack = cls(installation, agents, broker.url, options, supervisor, broker)
+            instances = tuple(map(str, range(options.consensus)))
+            stack = cls(installation, agents, broker.url, options, supervisor, broker, consensus=instances)
             await provision(stack.bus_settings(), Metrics())
         except BaseException:
             broker.stop()
@@ -87,9 +92,14 @@ class Stack(System):
     def start(self) -> None:
         """Start every service, the worker and the agent hosts, which enrol as soon as fleet answers."""
         self.installation.add_hosts(self.agents)
+        # All instances keep their logs there: were each to claim it, they would do so at once.
+        claim_folder(self._consensus_state, layout=CONSENSUS_LAYOUT)
         for service, module in MODULES.items():
-            self.installation.certify(service, INSTANCE)
-            self.supervisor.start(service.value, module, **self._service_settings(service))
+            named = service is ServiceName.CONSENSUS
+            for instance in self.consensus if named else (INSTANCE,):
+                self.installation.certify(service, instance)
+                name = f"{service.value}-{instance}" if named else service.value
+                self.supervisor.start(name, module, **self._service_settings(service, instance))
         for host in sorted({agent.host for agent in self.agents}):
             self.supervisor.start(host, "tocsin.agent", **self._host_settings(host))
 
@@ -132,19 +142,23 @@ class Stack(System):
             "log_level": self.options.log_level,
         }
 
-    def _service_settings(self, service: ServiceName) -> dict[str, str]:
+    @property
+    def _consensus_state(self) -> Path:
+        return self.options.state / "consensus"
+
+    def _service_settings(self, service: ServiceName, instance: str) -> dict[str, str]:
         own = {
             ServiceName.FLEET: {
                 "authority_dir": str(self.installation.tokens_file.parent),
                 "tokens_file": str(self.installation.tokens_file),
             },
-            ServiceName.CONSENSUS: {"state_dir": str(self.options.state / "consensus")},
+            ServiceName.CONSENSUS: {"state_dir": str(self._consensus_state)},
             ServiceName.GATEWAY: {
                 "api_token_file": str(self.installation.api_token),
                 "url_file": str(self.api_url_file),
             },
         }
-        where = {"credentials_dir": str(self.installation.credentials(service)), "instance": INSTANCE}
+        where = {"credentials_dir": str(self.installation.credentials(service)), "instance": instance}
         return self._common_settings() | where | own.get(service, {})
 
     def _host_settings(self, host: str) -> dict[str, str]:

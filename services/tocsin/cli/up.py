@@ -10,6 +10,7 @@ from tocsin.bus import Bus, Context, StoppedError, stop_on_signal, unless_stoppe
 from tocsin.cli.exits import Exit
 from tocsin.cli.livefire import CANARY
 from tocsin.cli.stack import Stack, StackOptions
+from tocsin.cli.system import instances_in_words
 from tocsin.contracts.catalogue import EVENT
 from tocsin.contracts.errors import UnavailableError
 from tocsin.contracts.observations import SensorReady
@@ -85,7 +86,8 @@ async def _start(stack: Stack, bus: Bus, console: Console) -> None:
     epoch = await stack.install_epoch(bus, roster)
     url_file, token = stack.api_url_file, stack.installation.api_token
     console.print(
-        f"[bold]Tocsin is up[/bold]: {epoch.participants} agents on {stack.options.hosts} hosts, quorum {epoch.quorum}"
+        f"[bold]Tocsin is up[/bold]: {epoch.participants} agents on {stack.options.hosts} hosts, "
+        f"quorum {epoch.quorum}; {instances_in_words(epoch)}"
     )
     for label, value in (
         ("broker", f"{stack.broker.url}  (token in {stack.broker.token_file})"),

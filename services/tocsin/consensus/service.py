@@ -209,6 +209,8 @@ class ConsensusService(Service[ConsensusSettings]):
             quorum=epoch.quorum.needed,
             byzantine_tolerant=epoch.byzantine_tolerant,
             why_not=epoch.why_not,
+            instances=len(epoch.instances),
+            instance_faults=epoch.instance_faults,
         )
 
     @subscribes(CONSENSUS_EPOCHS)
