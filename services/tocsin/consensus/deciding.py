@@ -6,7 +6,8 @@ Rules, in the order in which a decision passes them (consensus.md, "A round" and
    Without one, CLOSE is admissible once the deadline has passed or no option can reach q.
 2. The slot commits. A view's timer starts when there is something to propose: an admissible outcome, a QC1, or the
    steps of more than g others. It doubles from view to view up to a cap, and the own TIMEOUT is sent again in
-   identical bytes while the view lasts. A single instance waits for nobody and has no timer.
+   identical bytes while the view lasts; each time it looks whether the decision is announced, too. A single instance
+   waits for nobody and has no timer.
 3. Who lacks the ballots for what the leader proposes, or for what was committed, asks those that have spoken.
 4. The leader of the committed view announces. The others look, each a while after the one before it, whether that has
    happened, and step in if not.
@@ -170,6 +171,10 @@ class Deciding:
             self._view_ends_ns = now_ns + self._pace.view_ns(self.slot.view)
             if not casts and self._own_timeout is not None:
                 effects.append(SendAgain(self.decision, self._own_timeout))
+                if not self._looking:
+                    # Nobody goes on with it: it may be over, and those that knew its commit have restarted since.
+                    self._looking = True
+                    effects.append(LookUp(self.decision))
         return effects + self._asks(now_ns) + self.advance(now_ns)
 
     def restore(self, ballots: Iterable[Received], own: Sequence[Voted], now_ns: int) -> list[Effect]:

@@ -31,7 +31,7 @@ from tocsin.consensus.effects import (
 from tocsin.consensus.passing import OpenPage, as_voted, open_page, pages
 from tocsin.consensus.protocol import Limits, Protocol, good_until_ns
 from tocsin.consensus.settings import ConsensusSettings
-from tocsin.consensus.store import Recovered, VoteLog
+from tocsin.consensus.store import Keeping, Recovered, VoteLog
 from tocsin.consensus.tally import Received
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
@@ -60,7 +60,6 @@ from tocsin.contracts.decisions import (
     Outcome,
     Proposal,
     Shown,
-    Step,
     Vote,
 )
 from tocsin.contracts.errors import (
@@ -109,8 +108,7 @@ class ConsensusService(Service[ConsensusSettings]):
         self._log_failed = False
         self._to_go_on: list[Effect] = []
         self._writing: set[asyncio.Future[None]] = set()
-        self._kept: dict[bytes, int] = {}
-        """How many ballots of each open decision are in the log; it has the proposal of each of them."""
+        self._keeping = Keeping()
 
     @property
     def ready(self) -> bool:
@@ -136,7 +134,7 @@ class ConsensusService(Service[ConsensusSettings]):
             epoch = recovered.epochs[rest.proposal.body.epoch]
             log.info("decision_resumed", decision=decision.hex(), possible=self._speaks_in(epoch))
             if self._speaks_in(epoch):
-                self._kept[decision] = len(rest.ballots)
+                self._keeping.resume(decision, len(rest.ballots))
                 self._to_go_on += self.protocol.restore(
                     epoch, rest.proposal, rest.ballots, rest.own, time.time_ns()
                 )
@@ -361,7 +359,8 @@ class ConsensusService(Service[ConsensusSettings]):
                 voted = Voted(effect.vote, self.bus.id, self._own_key.key_id, sent.data)
                 effects += self.protocol.signed(voted, time.time_ns())
         if cast:
-            await self._persist(self._keep(cast))
+            kept = self._keeping.entries([(effect, sent.data) for effect, sent in cast], self._key_of)
+            await self._persist(self._log.keep_steps(kept))
         for effect, sent in cast:
             await self._send_step(effect.vote.decision, sent)
         for other in others:
@@ -380,7 +379,7 @@ class ConsensusService(Service[ConsensusSettings]):
         elif isinstance(effect, LookUp):
             self.bus.spawn(self._look_up(effect.decision), "look up")
         elif isinstance(effect, Forget):
-            self._kept.pop(effect.decision, None)
+            self._keeping.forget(effect.decision)
             await self._persist(self._log.keep_end(effect.decision, effect.until_ns))
         elif isinstance(effect, End):
             await self._finish(effect)
@@ -391,28 +390,6 @@ class ConsensusService(Service[ConsensusSettings]):
     async def _send_step(self, decision: bytes, sent: Sent) -> None:
         subject = CONSENSUS_VOTE.at(decision=decision.hex())
         await self._until_taken(partial(self.bus.send, subject, sent))
-
-    def _keep(self, cast: list[tuple[CastVote, Sent]]) -> Awaitable[None]:
-        """Keep steps. The first of a decision brings its proposal, the first that has ballots brings them."""
-        proposals: list[bytes] = []
-        ballots: list[Received] = []
-        votes1: list[bytes] = []
-        key_ids: set[bytes] = set()
-        for effect, _ in cast:
-            decision = effect.vote.decision
-            kept = self._kept.get(decision)
-            if kept is None:
-                proposals.append(effect.proposal.data)
-                key_ids.add(effect.proposal.key_id)
-            if len(effect.ballots) > (kept or 0):
-                ballots += effect.ballots
-                key_ids |= {received.key_id for received in effect.ballots}
-            self._kept[decision] = max(kept or 0, len(effect.ballots))
-            if effect.vote.step is Step.VOTE2 and effect.high is not None:
-                votes1 += effect.high.votes.values()
-        keys = [key for one in sorted(key_ids) if (key := self._key_of(one)) is not None]
-        data = [received.data for received in ballots]
-        return self._log.keep_votes(proposals, keys, data, votes1, [sent.data for _, sent in cast])
 
     async def _ask(self, ask: Ask) -> None:
         log.info("asking", decision=ask.decision.hex(), whom=ask.instance, proposal=ask.proposal)
@@ -478,7 +455,7 @@ class ConsensusService(Service[ConsensusSettings]):
             await self.bus.publish(CONSENSUS_DECISION, DECISION, announced, durable=True, at=at)
 
         await self._until_taken(announce)
-        self._kept.pop(end.decision, None)
+        self._keeping.forget(end.decision)
         await self._persist(self._log.keep_end(end.decision, good_until_ns(end.proposal)))
         self.metrics.count(f"decisions.{end.outcome.value}")
         self.metrics.observe_ms("decision", announced.elapsed_ms)

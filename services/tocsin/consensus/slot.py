@@ -8,6 +8,7 @@ locks of Tendermint (arXiv 1807.04938), in views with a leader each.
 * Q VOTE1 for one value in one view are its QC1. In the current view it is this instance's lock, and VOTE2 follows.
 * Q VOTE2 for one value in one view commit it, whichever view it is.
 * TIMEOUT(w, highest QC1) ends this instance's voting in view w. g + 1 of them make it join, Q of them begin w + 1.
+  A QC1 of a later view begins that view.
 
 Where m = 3g + 1 instances and at most g are hostile, no two values are committed: Q VOTE2 in view w mean that
 m - 2g honest ones or more are locked at w, and those vote for nothing else without a QC1 from w or above, which
@@ -224,6 +225,8 @@ class Slot:
     def _learn(self, high: QuorumCert | None) -> None:
         if high is not None and (self.high is None or high.view > self.high.view):
             self.high = high
+            # Q have voted in that view, g + 1 honest ones among them: it has begun.
+            self._enter(high.view)
 
     def _remember(self, own: Received) -> None:
         """Know a step of this instance's, which may be of a former process: it is never taken again."""

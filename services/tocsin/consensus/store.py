@@ -12,13 +12,13 @@ The log only grows: 160 kB for each decision of 40 agents, 3 MB for 847 with a k
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from tocsin.bus.folder import claim_folder
-from tocsin.consensus.effects import Voted
+from tocsin.consensus.effects import CastVote, Voted
 from tocsin.consensus.tally import Received
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_PROPOSAL, VOTE
 from tocsin.contracts.decisions import Proposal, Step, Vote
@@ -28,6 +28,7 @@ from tocsin.evidence.epochs import InstalledEpoch, open_epoch
 from tocsin.evidence.journal import Journal, JournalWriter
 from tocsin.evidence.reading import Evidence, read
 from tocsin.evidence.verification import CONSENSUS_AUDIENCE
+from tocsin.evidence.votes import KeyOf
 
 LAYOUT = 1
 """Of the folder that the log is in."""
@@ -86,37 +87,75 @@ class VoteLog:
         """Keep an epoch record."""
         await self._writer.append([_EPOCH + epoch.data])
 
-    async def keep_votes(
-        self,
-        proposals: Iterable[bytes],
-        keys: Iterable[bytes],
-        ballots: Iterable[bytes],
-        votes1: Iterable[bytes],
-        votes: Iterable[bytes],
-    ) -> None:
-        """Keep votes together with what they rest on; then they may be sent."""
-        entries = [_PROPOSAL + data for data in proposals]
-        entries += [_KEY + data for data in keys]
-        entries += [_BALLOT + data for data in ballots]
-        entries += [_VOTE1 + data for data in votes1]
-        entries += [_VOTE + data for data in votes]
+    async def keep_steps(self, entries: Sequence[bytes]) -> None:
+        """Keep steps together with what they rest on, as :class:`Keeping` has put them; then they may be sent."""
         await self._writer.append(entries)
 
     async def keep_end(self, decision: bytes, until_ns: int) -> None:
         """Keep that a decision was announced."""
-        await self._writer.append([_DONE + decision + until_ns.to_bytes(8, "big")])
+        await self._writer.append([end_entry(decision, until_ns)])
 
     async def close(self) -> None:
         """Close the log."""
         await asyncio.to_thread(self._writer.close)
 
 
+class Keeping:
+    """Which entries a step needs: the first of a decision its proposal, the first that has ballots those too."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, int] = {}
+        """How many ballots of each open decision are in the log; it has the proposal of each of them."""
+
+    def resume(self, decision: bytes, ballots: int) -> None:
+        """Know what the log holds of a decision already."""
+        self._kept[decision] = ballots
+
+    def forget(self, decision: bytes) -> None:
+        """Know that nothing more will be kept of a decision."""
+        self._kept.pop(decision, None)
+
+    def entries(self, cast: Iterable[tuple[CastVote, bytes]], key_of: KeyOf) -> list[bytes]:
+        """Return the entries for steps, each with the envelope that it was signed as."""
+        entries: list[bytes] = []
+        keys: set[bytes] = set()
+        for effect, data in cast:
+            decision = effect.vote.decision
+            kept = self._kept.get(decision)
+            if kept is None:
+                entries.append(_PROPOSAL + effect.proposal.data)
+                keys.add(effect.proposal.key_id)
+            if len(effect.ballots) > (kept or 0):
+                entries += [_BALLOT + received.data for received in effect.ballots]
+                keys |= {received.key_id for received in effect.ballots}
+            self._kept[decision] = max(kept or 0, len(effect.ballots))
+            if effect.vote.step is Step.VOTE2 and effect.high is not None:
+                entries += [_VOTE1 + vote1 for vote1 in effect.high.votes.values()]
+            entries.append(_VOTE + data)
+        return [_KEY + key for one in sorted(keys) if (key := key_of(one)) is not None] + entries
+
+
+def end_entry(decision: bytes, until_ns: int) -> bytes:
+    """Return the entry that says that a decision was announced."""
+    return _DONE + decision + until_ns.to_bytes(8, "big")
+
+
+def recover(entries: Iterable[bytes], trust: TrustStore) -> Recovered:
+    """Read entries in their order.
+
+    Raises:
+        TocsinError: they are no log's.
+    """
+    recovered = Recovered()
+    for entry in entries:
+        _take(recovered, entry[:1], entry[1:], trust)
+    return recovered
+
+
 def _recover(path: Path, trust: TrustStore) -> tuple[Journal, Recovered]:
     journal = Journal(path)
-    recovered = Recovered()
     try:
-        for _, entry in journal.entries():
-            _take(recovered, entry[:1], entry[1:], trust)
+        recovered = recover((entry for _, entry in journal.entries()), trust)
     except TocsinError as error:
         journal.close()
         raise InvariantBrokenError(f"{path.name}: {error}", reason="damaged_log") from error
