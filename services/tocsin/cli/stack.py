@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tocsin.bus import Broker, provision
-from tocsin.bus.folder import claim_folder
 from tocsin.cli.fleetplan import plan_agents
 from tocsin.cli.installation import CONSENSUS_INSTANCES, Installation
 from tocsin.cli.supervisor import Supervisor
 from tocsin.cli.system import System
-from tocsin.consensus.store import LAYOUT as CONSENSUS_LAYOUT
 from tocsin.contracts.errors import ConflictError
 from tocsin.contracts.identifiers import ServiceName
 from tocsin.telemetry import Metrics
@@ -92,8 +90,6 @@ class Stack(System):
     def start(self) -> None:
         """Start every service, the worker and the agent hosts, which enrol as soon as fleet answers."""
         self.installation.add_hosts(self.agents)
-        # All instances keep their logs there: were each to claim it, they would do so at once.
-        claim_folder(self._consensus_state, layout=CONSENSUS_LAYOUT)
         for service, module in MODULES.items():
             named = service is ServiceName.CONSENSUS
             for instance in self.consensus if named else (INSTANCE,):
@@ -142,17 +138,13 @@ class Stack(System):
             "log_level": self.options.log_level,
         }
 
-    @property
-    def _consensus_state(self) -> Path:
-        return self.options.state / "consensus"
-
     def _service_settings(self, service: ServiceName, instance: str) -> dict[str, str]:
         own = {
             ServiceName.FLEET: {
                 "authority_dir": str(self.installation.tokens_file.parent),
                 "tokens_file": str(self.installation.tokens_file),
             },
-            ServiceName.CONSENSUS: {"state_dir": str(self._consensus_state)},
+            ServiceName.CONSENSUS: {"state_dir": str(self.options.state / "consensus")},
             ServiceName.GATEWAY: {
                 "api_token_file": str(self.installation.api_token),
                 "url_file": str(self.api_url_file),
