@@ -258,12 +258,12 @@ class Deciding:
             return []
         leader = self._instances.index(self.slot.leader(commit.view))
         rank = (self._instances.index(self._me) - leader) % len(self._instances)
-        if self._announce_ns is None:
-            self._announce_ns = now_ns + rank * self._pace.step_in_ns
         if rank == 0:
-            end = self._end()
-            self._wants_ballots = end is None
-            return [] if end is None else [end]
+            if (end := self._end()) is not None:
+                return [end]
+            self._wants_ballots = True
+        if self._announce_ns is None:
+            self._announce_ns = now_ns + max(rank, 1) * self._pace.step_in_ns
         if now_ns < self._announce_ns:
             return []
         self._looking = True
