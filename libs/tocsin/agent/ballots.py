@@ -130,10 +130,10 @@ class BallotCaster:
         value = choice_digest(decision, FIRST_ROUND, option)
         key = _Key(str(agent), decision, FIRST_ROUND)
         if (cast := self._log.value(agent, decision, FIRST_ROUND)) is not None:
-            _refuse_other(cast, value, key)
+            refuse_other(cast, value, agent)
         elif key in self._casting:
             going, task = self._casting[key]
-            _refuse_other(going, value, key)
+            refuse_other(going, value, agent)
             await asyncio.shield(task)
         else:
             if len(self._casting) >= MAX_CASTING:
@@ -175,6 +175,11 @@ def _key(ballot: Evidence[Ballot]) -> _Key:
     return _Key(str(ballot.sender), ballot.body.decision, ballot.body.round)
 
 
-def _refuse_other(cast: bytes, value: bytes, key: _Key) -> None:
+def refuse_other(cast: bytes, value: bytes, agent: SpiffeId) -> None:
+    """Hold the rule of one choice: what was cast is sent again, and nothing else is ever cast in its place.
+
+    Raises:
+        ConflictError: ``already_balloted``.
+    """
     if cast != value:
-        raise ConflictError(f"{key.agent} has balloted for another choice", reason="already_balloted")
+        raise ConflictError(f"{agent} has balloted for another choice", reason="already_balloted")

@@ -25,7 +25,10 @@ def claim_folder(folder: Path, *, layout: int) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         check_layout(folder, layout=layout)
         if not (folder / MARKER).exists():
-            (folder / MARKER).write_text(f"{layout}\n")
+            # In one step: of processes that claim it at once none reads half of what another writes.
+            fresh = folder / f".{MARKER}.{os.getpid()}"
+            fresh.write_text(f"{layout}\n")
+            fresh.replace(folder / MARKER)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(None, "Permission denied")
     except OSError as error:

@@ -274,16 +274,33 @@ VOTE = MessageType(
     decisions.Vote,
     MessageClass.EVIDENCE,
     senders(ServiceName.CONSENSUS),
-    16 * KIB,
+    # A PROPOSE or TIMEOUT brings the VOTE1 of a quorum: 12 KiB with four instances, more with more.
+    decisions.MAX_VOTE_BYTES,
     0,
     "One consensus instance's step.",
+)
+LACKING = MessageType(
+    "lacking",
+    decisions.Lacking,
+    MessageClass.LIVE,
+    senders(ServiceName.CONSENSUS),
+    16 * KIB,
+    doc="An instance lacks a proposal or ballots.",
+)
+SHOWN = MessageType(
+    "shown",
+    decisions.Shown,
+    MessageClass.LIVE,
+    senders(ServiceName.CONSENSUS),
+    900 * KIB,
+    doc="What an instance shows another of a decision, a page.",
 )
 DECISION = MessageType(
     "decision",
     decisions.DecisionAnnounced,
     MessageClass.STORED,
     senders(ServiceName.CONSENSUS),
-    256 * KIB,
+    512 * KIB,
     86_400_000,
     "A decision ended.",
     effects_from=Priority.LOW,
@@ -302,6 +319,20 @@ CONSENSUS_VOTE = Subject(
     (VOTE,),
     "service.consensus",
     "Consensus instances to one another.",
+)
+CONSENSUS_LACKING = Subject(
+    "CONSENSUS_LACKING",
+    "consensus.lacking.{instance}",
+    (LACKING,),
+    "service.consensus",
+    "To one consensus instance: what another lacks.",
+)
+CONSENSUS_SHOWN = Subject(
+    "CONSENSUS_SHOWN",
+    "consensus.shown.{instance}",
+    (SHOWN,),
+    "service.consensus",
+    "To one consensus instance: a proposal, ballots, a commit.",
 )
 CONSENSUS_DECISION = Subject(
     "CONSENSUS_DECISION",
@@ -503,8 +534,9 @@ AUDIT_EQUIVOCATION = MessageType(
     decisions.Equivocation,
     MessageClass.STORED,
     senders(ServiceName.CONSENSUS),
+    900 * KIB,
     ttl_ms=86_400_000,
-    doc="Two different ballots of one participant for one round.",
+    doc="Proof that an agent or a consensus instance broke its word.",
 )
 AUDIT_ATTESTATION = MessageType(
     "audit.attestation",
@@ -850,6 +882,8 @@ SUBJECTS: tuple[Subject, ...] = (
     MISSION_REPORT,
     CONSENSUS_BALLOT,
     CONSENSUS_VOTE,
+    CONSENSUS_LACKING,
+    CONSENSUS_SHOWN,
     CONSENSUS_DECISION,
     CONSENSUS_EPOCHS,
     REVOCATION_LIST,

@@ -18,6 +18,10 @@ MAX_PARTICIPANTS = 4096
 MIN_PARTICIPANTS = 3
 MAX_OPTIONS = 8
 MAX_INSTANCES = 64
+MAX_STEP_BYTES = 8_192
+"""More than a VOTE1 or VOTE2 takes with the longest signature, of 4,627 bytes."""
+MAX_VOTE_BYTES = 393_216
+"""More than a step takes that brings the certificate of the 43 of :data:`MAX_INSTANCES`."""
 MAX_MISSING = 1024
 """Most names in an announcement: with names of 63 characters they fill a quarter of its 256 KiB."""
 
@@ -63,6 +67,10 @@ class EpochInstalled(Message):
     byzantine_tolerant: bool
     """False where one key holds more than f seats, or f = 0."""
     why_not: Text = ""
+    instances: Annotated[int, Field(ge=1, le=MAX_INSTANCES)] = 1
+    """m."""
+    instance_faults: Annotated[int, Field(ge=0, le=MAX_INSTANCES)] = 0
+    """g = (m - 1) // 3: so many of the instances may be hostile."""
 
 
 class Option(Message):
@@ -114,6 +122,11 @@ class Step(StrEnum):
     PROPOSE = "propose"
     VOTE1 = "vote1"
     VOTE2 = "vote2"
+    TIMEOUT = "timeout"
+
+
+StepBytes = Annotated[bytes, Field(max_length=MAX_STEP_BYTES)]
+"""The envelope of a VOTE1 or VOTE2, in its own bytes."""
 
 
 class Vote(Message):
@@ -124,22 +137,54 @@ class Vote(Message):
     decision: Digest
     round: Round
     view: View
-    value: Digest
-    """DECIDE(H(choice)) or CLOSE, see tocsin.evidence.choices."""
+    value: Digest | None
+    """DECIDE(H(choice)) or CLOSE, see tocsin.evidence.choices; None for TIMEOUT."""
+    high_view: View | None = None
+    """View of the QC1 that the step rests on. PROPOSE: hqc. VOTE1: what opens its lock. TIMEOUT: the highest."""
+    high_value: Digest | None = None
+    """Value of that QC1."""
+    certificate: Annotated[tuple[StepBytes, ...], Field(max_length=MAX_INSTANCES)] = ()
+    """PROPOSE, TIMEOUT: the Q VOTE1 envelopes of that QC1."""
 
 
 class Equivocation(Message):
-    """Proof that a participant signed two different ballots for one round: ``audit.equivocation``.
+    """Proof that a participant broke its word: ``audit.equivocation``.
 
-    The two envelopes are the proof: whoever reads this verifies them, and need not believe who sent it.
+    Of an agent: two different ballots for one round. Of a consensus instance: two different values in one step of
+    one view; or a VOTE2, and in a later view a VOTE1 for another value that rests on no QC1 from the lock's view
+    or above. The two envelopes are the proof: whoever reads this verifies them
+    (:mod:`tocsin.evidence.misbehaviour`), and need not believe who sent it.
     """
 
     epoch: Digest
     decision: Digest
     round: Round
     accused: Annotated[str, Field(max_length=512)]
-    first: Annotated[bytes, Field(max_length=16_384)]
-    second: Annotated[bytes, Field(max_length=16_384)]
+    first: Annotated[bytes, Field(max_length=MAX_VOTE_BYTES)]
+    second: Annotated[bytes, Field(max_length=MAX_VOTE_BYTES)]
+
+
+class Lacking(Message):
+    """An instance asks another for what it lacks of a decision."""
+
+    decision: Digest
+    proposal: bool
+    """Whether it lacks the proposal too; else the ballots alone."""
+
+
+class Shown(Message):
+    """What an instance shows another of a decision: one page. All of it is verified on arrival."""
+
+    decision: Digest
+    proposal: Annotated[bytes, Field(max_length=MAX_STEP_BYTES * 8)] | None
+    """The proposal's envelope."""
+    ballots: Annotated[
+        tuple[Annotated[bytes, Field(max_length=16_384)], ...], Field(max_length=MAX_PARTICIPANTS)
+    ]
+    commit: Annotated[tuple[StepBytes, ...], Field(max_length=MAX_INSTANCES)]
+    """Q VOTE2 envelopes, or none."""
+    keys: Annotated[tuple[Annotated[bytes, Field(max_length=2592)], ...], Field(max_length=MAX_PARTICIPANTS)]
+    """Public keys of who signed what is on this page; they count only as far as the epoch names them."""
 
 
 class Outcome(StrEnum):
@@ -170,3 +215,5 @@ class DecisionAnnounced(Message):
     missing: Annotated[tuple[Name, ...], Field(max_length=MAX_MISSING)]
     """Participants whose ballot had not arrived when the outcome was reached: the first ones by name."""
     elapsed_ms: Annotated[float, Field(ge=0)]
+    commit: Annotated[tuple[StepBytes, ...], Field(max_length=MAX_INSTANCES)] = ()
+    """The Q VOTE2 envelopes: that it is over can be checked, also where it closed without a certificate."""

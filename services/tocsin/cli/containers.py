@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from tocsin.cli.fleetplan import plan_agents
-from tocsin.cli.installation import CLI_INSTANCE, CONSENSUS_INSTANCE, Installation
+from tocsin.cli.installation import CLI_INSTANCE, CONSENSUS_INSTANCES, Installation
 from tocsin.contracts.identifiers import ServiceName
 
-NAMED = {ServiceName.CONSENSUS: CONSENSUS_INSTANCE, ServiceName.CLI: CLI_INSTANCE}
+NAMED = {
+    ServiceName.CONSENSUS: tuple(map(str, range(CONSENSUS_INSTANCES))),
+    ServiceName.CLI: (CLI_INSTANCE,),
+}
 """Services whose copies cannot take one another's identity."""
 
 
@@ -30,7 +33,7 @@ def initialise(folder: Path, domain: str, *, agents: int, hosts: int, copies: in
     planned = plan_agents(agents, hosts)
     installation = Installation.make(folder, domain)
     for service in ServiceName:
-        names = (NAMED[service],) if service in NAMED else tuple(map(str, range(copies)))
+        names = NAMED[service] if service in NAMED else tuple(map(str, range(copies)))
         for name in names:
             installation.certify(service, name)
     installation.add_hosts(planned)

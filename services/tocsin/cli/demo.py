@@ -20,6 +20,7 @@ from tocsin.bus import Bus, StoppedError, stop_on_signal, unless_stopped
 from tocsin.cli import report
 from tocsin.cli.exits import Exit
 from tocsin.cli.feed import Fed, feed
+from tocsin.cli.installation import CONSENSUS_INSTANCES
 from tocsin.cli.job import Job
 from tocsin.cli.livefire import CANARY, Traffic, drive, standing_sensors
 from tocsin.cli.screen import Screen
@@ -27,7 +28,7 @@ from tocsin.cli.stack import Stack, StackOptions
 from tocsin.cli.story import JobOutcome, Story
 from tocsin.cli.summary import response_of, shown_path, summarise
 from tocsin.cli.sweep import Swept, sweep
-from tocsin.cli.system import Remote, System
+from tocsin.cli.system import Remote, System, instances_in_words
 from tocsin.contracts.catalogue import MONITOR_FIGURES
 from tocsin.contracts.errors import TocsinError, UnavailableError
 from tocsin.contracts.identifiers import Role
@@ -73,6 +74,7 @@ class DemoOptions:
     hosts: int = 4
     port: int = -1
     keep_state: bool = False
+    consensus: int = CONSENSUS_INSTANCES
 
     async def system(self) -> System:
         """Return the system to demonstrate, its broker running.
@@ -89,6 +91,7 @@ class DemoOptions:
                 domain="demo.tocsin",
                 agents=self.agents,
                 hosts=self.hosts,
+                consensus=self.consensus,
                 port=self.port,
                 log_level="warning",
             )
@@ -165,7 +168,7 @@ async def _perform(options: DemoOptions, system: System, bus: Bus, screen: Scree
     weak = "" if epoch.byzantine_tolerant else f" (not Byzantine-tolerant: {epoch.why_not})"
     job.note(
         "start",
-        f"{system.what}, {epoch.participants} agents, quorum {epoch.quorum}{weak}",
+        f"{system.what}, {epoch.participants} agents, quorum {epoch.quorum}{weak}; {instances_in_words(epoch)}",
         headline=True,
     )
     screen.done("start")

@@ -38,7 +38,8 @@ from tocsin.evidence.epochs import Seat
 LAYOUT = 2
 """Of the folder; another one is refused, not guessed at."""
 CLI_INSTANCE = "0"
-CONSENSUS_INSTANCE = "0"
+CONSENSUS_INSTANCES = 4
+"""m = 3g + 1 with g = 1: one of them may be hostile, or away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +140,16 @@ class Installation:
             found += [PlannedAgent(spec.name, spec.role, settings["TOCSIN_HOST_NAME"]) for spec in specs]
         return tuple(found)
 
-    def consensus_seat(self) -> Seat:
-        """Return who commits decisions: the id, key and algorithm of the one instance."""
-        consensus = SpiffeId.service(self.domain, ServiceName.CONSENSUS, CONSENSUS_INSTANCE)
-        name = f"{ServiceName.CONSENSUS.value}-{CONSENSUS_INSTANCE}"
+    def consensus_instances(self) -> tuple[str, ...]:
+        """Return the names of the consensus instances that this installation has keys of, in order."""
+        prefix = f"{ServiceName.CONSENSUS.value}-"
+        keys = self.credentials(ServiceName.CONSENSUS).glob(f"{prefix}*.key")
+        return tuple(sorted((key.stem.removeprefix(prefix) for key in keys), key=lambda n: (len(n), n)))
+
+    def consensus_seat(self, instance: str) -> Seat:
+        """Return an instance that commits decisions: its id, key and algorithm."""
+        consensus = SpiffeId.service(self.domain, ServiceName.CONSENSUS, instance)
+        name = f"{ServiceName.CONSENSUS.value}-{instance}"
         key = Credentials.load(self.credentials(ServiceName.CONSENSUS), consensus, name, select_backend()).key
         return consensus, key.signer.key_id, int(key.signer.algorithm)
 

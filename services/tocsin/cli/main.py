@@ -72,6 +72,9 @@ StackOption = Annotated[
 ]
 AgentsOption = Annotated[int, typer.Option(help="How many agents, of all eight roles.")]
 HostsOption = Annotated[int, typer.Option(help="How many agent hosts (processes) carry them.")]
+ConsensusOption = Annotated[
+    int, typer.Option(min=1, max=16, help="How many consensus instances; 3g + 1 tolerate g hostile ones.")
+]
 PortOption = Annotated[
     int, typer.Option(min=-1, max=65535, help="Port of the embedded broker; -1 takes a free one.")
 ]
@@ -93,13 +96,14 @@ def demo(
     runs: Annotated[Path, typer.Option(help="Where the folder of this run is made.")] = Path("runs"),
     port: PortOption = -1,
     keep_state: Annotated[bool, typer.Option(help="Keep the keys and the broker's files of the run.")] = False,
+    consensus: ConsensusOption = 4,
     remote: RemoteOption = None,
     state: StackOption = DEFAULT_STACK,
 ) -> None:
     """Run the main job: one real attack becomes one decided, delivered, verifiable response.
 
-    It starts a system of its own; with --remote it uses the one that runs there, and --agents, --hosts, --port and
-    --keep-state mean nothing.
+    It starts a system of its own; with --remote it uses the one that runs there, and --agents, --hosts, --consensus,
+    --port and --keep-state mean nothing.
     """
     from tocsin.cli.demo import (  # what it starts is imported when it is needed
         DemoOptions,
@@ -114,7 +118,7 @@ def demo(
         check_input(source)
     folder = run_folder(runs)
     configure_logging("demo", level="error")
-    options = DemoOptions(folder, source, there, agents, hosts, port, keep_state)
+    options = DemoOptions(folder, source, there, agents, hosts, port, keep_state, consensus)
     raise typer.Exit(_run(run_demo(options, Console())))
 
 
@@ -123,6 +127,7 @@ def up(
     state: StateOption = DEFAULT_STATE,
     agents: AgentsOption = 40,
     hosts: HostsOption = 4,
+    consensus: ConsensusOption = 4,
     port: PortOption = -1,
     domain: Annotated[str, typer.Option(help="Trust domain of the installation.")] = "tocsin.local",
     key_scope: Annotated[
@@ -153,6 +158,7 @@ def up(
         domain=domain,
         agents=agents,
         hosts=hosts,
+        consensus=consensus,
         port=port,
         key_scope=key_scope,
         sync_always=True,
@@ -185,7 +191,7 @@ def init(
 @app.command()
 def epoch(remote: RemoteOption = None, state: StackOption = DEFAULT_STACK) -> None:
     """Have the root sign which agents decide, once all are there; `tocsin demo` does this too. Needs the root's key."""
-    from tocsin.cli.system import Remote
+    from tocsin.cli.system import Remote, instances_in_words
 
     async def run() -> Exit:
         configure_logging("epoch", level="error")
@@ -193,7 +199,10 @@ def epoch(remote: RemoteOption = None, state: StackOption = DEFAULT_STACK) -> No
         async with _bus(state, remote) as bus:
             roster = await system.wait_agents(bus, lambda *_: None)
             installed = await system.install_epoch(bus, roster)
-        _show(f"installed: {installed.participants} agents decide, quorum {installed.quorum}")
+        _show(
+            f"installed: {installed.participants} agents decide, quorum {installed.quorum}; "
+            f"{instances_in_words(installed)}"
+        )
         return Exit.OK
 
     raise typer.Exit(_run(run()))

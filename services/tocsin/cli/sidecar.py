@@ -72,7 +72,7 @@ class Sidecar(Stack):
         self.installation.add_hosts(self.agents)
         for service in SERVICES:
             self.installation.certify(service, INSTANCE)
-            self.supervisor.start(service.value, MODULES[service], **self._service_settings(service))
+            self.supervisor.start(service.value, MODULES[service], **self._service_settings(service, INSTANCE))
         self.supervisor.start(HOST, "tocsin.agent", **self._host_settings(HOST), **self.host_settings)
 
     async def wait_ready(self, bus: Bus) -> None:

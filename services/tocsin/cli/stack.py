@@ -15,7 +15,7 @@ from pathlib import Path
 from tocsin.agent.settings import HostSettings
 from tocsin.bus import Broker, provision
 from tocsin.cli.fleetplan import PlannedAgent, plan_agents
-from tocsin.cli.installation import Installation
+from tocsin.cli.installation import CONSENSUS_INSTANCES, Installation
 from tocsin.cli.supervisor import Supervisor
 from tocsin.cli.system import System
 from tocsin.contracts.errors import ConflictError, InvalidInputError
@@ -46,6 +46,8 @@ class StackOptions:
     domain: str = "tocsin.local"
     agents: int = 40
     hosts: int = 4
+    consensus: int = CONSENSUS_INSTANCES
+    """How many consensus instances: 3g + 1 tolerate g hostile ones."""
     port: int = -1
     key_scope: str = "host"
     log_level: str = "info"
@@ -82,7 +84,8 @@ class Stack(System):
         broker = Broker.start(options.state / "broker", port=options.port, sync_always=options.sync_always)
         try:
             supervisor = Supervisor(options.logs)
-            stack = cls(installation, agents, broker.url, options, supervisor, broker)
+            instances = tuple(map(str, range(options.consensus)))
+            stack = cls(installation, agents, broker.url, options, supervisor, broker, consensus=instances)
             await provision(stack.bus_settings(), Metrics())
         except BaseException:
             broker.stop()
@@ -94,8 +97,11 @@ class Stack(System):
         """Start every service, the worker and the agent hosts, which enrol as soon as fleet answers."""
         self.installation.add_hosts(self.agents)
         for service, module in MODULES.items():
-            self.installation.certify(service, INSTANCE)
-            self.supervisor.start(service.value, module, **self._service_settings(service))
+            named = service is ServiceName.CONSENSUS
+            for instance in self.consensus if named else (INSTANCE,):
+                self.installation.certify(service, instance)
+                name = f"{service.value}-{instance}" if named else service.value
+                self.supervisor.start(name, module, **self._service_settings(service, instance))
         for host in sorted({agent.host for agent in self.agents}):
             self.supervisor.start(host, "tocsin.agent", **self._host_settings(host))
 
@@ -146,7 +152,7 @@ class Stack(System):
             "log_level": self.options.log_level,
         }
 
-    def _service_settings(self, service: ServiceName) -> dict[str, str]:
+    def _service_settings(self, service: ServiceName, instance: str) -> dict[str, str]:
         own = {
             ServiceName.FLEET: {
                 "nats_system_token_file": str(self.installation.system_token),
@@ -159,7 +165,7 @@ class Stack(System):
                 "url_file": str(self.api_url_file),
             },
         }
-        where = {"credentials_dir": str(self.installation.credentials(service)), "instance": INSTANCE}
+        where = {"credentials_dir": str(self.installation.credentials(service)), "instance": instance}
         return self._common_settings() | where | own.get(service, {})
 
     def _host_settings(self, host: str) -> dict[str, str]:

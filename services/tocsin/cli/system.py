@@ -45,6 +45,8 @@ class System:
     installation: Installation
     agents: tuple[PlannedAgent, ...]
     nats_url: str
+    consensus: tuple[str, ...] = field(default=("0",), kw_only=True)
+    """Names of the consensus instances."""
     timings_s: dict[str, float] = field(default_factory=dict, kw_only=True)
 
     def start(self) -> None:
@@ -75,7 +77,7 @@ class System:
         return self.installation.bus_settings(self.nats_url)
 
     async def wait_services(self, bus: Bus, progress: Progress) -> None:
-        """Wait until every service answers its ping.
+        """Wait until every service answers its ping, and every consensus instance.
 
         Raises:
             UnavailableError: not all are ready in time; names who is missing.
@@ -83,9 +85,17 @@ class System:
 
         async def one(service: ServiceName) -> None:
             progress(service.value, "starting")
-            await self._until_ready(
-                lambda: bus.request(PING[service], PingRequest(), timeout_s=1.0), service.value
-            )
+            answered: set[str] = set()
+
+            async def ping() -> None:
+                pong = await bus.request(PING[service], PingRequest(), timeout_s=1.0)
+                answered.add(pong.name)
+                if service is ServiceName.CONSENSUS and (missing := set(self.consensus) - answered):
+                    # Any of them answers: one that is not there when the epoch comes has to catch up.
+                    raise UnavailableError(f"waiting for {', '.join(sorted(missing))}", reason="starting")
+
+            pause_s = 0.01 if service is ServiceName.CONSENSUS else 0.1
+            await self._until_ready(ping, service.value, pause_s=pause_s)
             progress(service.value, "ready")
 
         begun = time.monotonic()
@@ -115,7 +125,10 @@ class System:
 
         An epoch that is installed is kept if the same seats have the same keys.
         """
-        seats, instances = self._seats(bus, roster), [self.installation.consensus_seat()]
+        seats, instances = (
+            self._seats(bus, roster),
+            [self.installation.consensus_seat(instance) for instance in self.consensus],
+        )
         root_id = SpiffeId.authority(self.installation.domain, "root")
         held = await bus.last(CONSENSUS_EPOCHS)
         number, previous = 0, None
@@ -158,7 +171,7 @@ class System:
             seats.append((sender, entry.agent.key_id, int(identity.algorithm)))
         return seats
 
-    async def _until_ready(self, ask: Callable[[], Awaitable[T]], what: str) -> T:
+    async def _until_ready(self, ask: Callable[[], Awaitable[T]], what: str, *, pause_s: float = 0.1) -> T:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while True:
             self.check()
@@ -171,7 +184,7 @@ class System:
                         reason="not_ready",
                         advice=self.advice,
                     ) from error
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(pause_s)
 
 
 class Remote(System):
@@ -181,8 +194,16 @@ class Remote(System):
     def at(cls, nats_url: str, folder: Path) -> Remote:
         """Return the system at a broker's address, by its installation's folder."""
         installation = Installation.find(folder)
-        return cls(installation, installation.agents(), nats_url)
+        return cls(installation, installation.agents(), nats_url, consensus=installation.consensus_instances())
 
 
 def _seats_of(participants: Iterable[Participant]) -> set[Seat]:
     return {(SpiffeId.parse(seat.sender), seat.key_id, seat.algorithm) for seat in participants}
+
+
+def instances_in_words(installed: EpochInstalled) -> str:
+    """Say how many consensus instances there are, and how many of them may be hostile."""
+    m, g = installed.instances, installed.instance_faults
+    if g == 0:
+        return f"{m} consensus instance{'s' if m > 1 else ''}, of which none may be hostile (g = 0)"
+    return f"{m} consensus instances, of which {g} may be hostile"

@@ -12,6 +12,7 @@ from tocsin.bus import Bus, Context, StoppedError, stop_on_signal, unless_stoppe
 from tocsin.cli.exits import Exit
 from tocsin.cli.livefire import CANARY
 from tocsin.cli.stack import Stack, StackOptions
+from tocsin.cli.system import instances_in_words
 from tocsin.contracts.catalogue import AUDIT, EVENT
 from tocsin.contracts.decisions import MIN_PARTICIPANTS
 from tocsin.contracts.errors import UnavailableError
@@ -111,7 +112,7 @@ async def _start(stack: Stack, bus: Bus, console: Console) -> None:
     hosts = len({agent.host for agent in stack.agents})
     if len(stack.agents) >= MIN_PARTICIPANTS:
         epoch = await stack.install_epoch(bus, roster)
-        quorum = f"quorum {epoch.quorum}"
+        quorum = f"quorum {epoch.quorum}; {instances_in_words(epoch)}"
     else:
         quorum = f"too few to decide anything: that takes {MIN_PARTICIPANTS}"
     url_file, token = stack.api_url_file, stack.installation.api_token

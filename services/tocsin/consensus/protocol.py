@@ -1,37 +1,43 @@
-"""The protocol of one consensus instance: proposals, ballots, votes and the time in, effects out.
+"""The protocol of one consensus instance: proposals, ballots, steps and the time in, effects out.
 
 Sans I/O: no clock, no broker, no disk, no randomness. The same inputs in the same order give the same effects.
-Rules, in the order in which a decision passes them:
+This module opens decisions, and hands each message to the one that it belongs to:
 
-1. A proposal opens its decision if it names the current epoch, its sender is an admin with a seat and its key
-   there, and it is of now. A decision opens once; there are bounds on how many are open.
-2. Ballots that come before their proposal are held, a few per participant, and counted when it opens.
-3. q ballots for one option make a BallotCert; the slot may then commit DECIDE of that option, and nothing else
-   may decide. Without one, the slot may commit CLOSE once the deadline has passed or no option can reach q.
-4. What the slot commits ends the decision, once and for good.
+* A proposal opens its decision if it names the current epoch, its sender is an admin with a seat and its key there,
+  and it is of now. A decision opens once; there are bounds on how many are open. One that another instance has shown
+  because it was asked opens in any epoch that was installed here.
+* Ballots and steps that come before their proposal are held, a few per sender, and counted when it opens. If steps
+  wait for long, one of their senders is asked for the proposal.
+* What is decided and announced is remembered while its proposal could come again, with the commit: who is late and
+  times out is shown it.
 
-There is one round so far: where a later version refines the question and asks again, this one closes.
+How a decision goes on is in :mod:`tocsin.consensus.deciding`. There is one round so far: where a later version refines
+the question and asks again, this one closes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from tocsin.consensus.slot import Cast, Commit, Slot
-from tocsin.consensus.tally import BallotCert, Received, Tally
-from tocsin.contracts.decisions import Equivocation, Outcome, Proposal, Step, Vote
+from tocsin.consensus.deciding import NS_PER_MS, ROUND, Deciding, Pace
+from tocsin.consensus.effects import Ask, Effect, End, Forget, Show, Voted
+from tocsin.consensus.held import Held
+from tocsin.consensus.slot import Commit
+from tocsin.consensus.tally import Received
+from tocsin.contracts.decisions import Proposal
 from tocsin.contracts.errors import ConflictError, ExhaustedError, InvalidInputError, UntrustedError
 from tocsin.contracts.identifiers import SpiffeId
-from tocsin.evidence.choices import close_value, decide_value
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import Evidence
 from tocsin.evidence.verification import check_proposal
 
-ROUND = 1
-NS_PER_MS = 1_000_000
 SKEW_NS = 30_000_000_000
 """How far a proposer's clock may differ (envelope.md, class live), and how long an early ballot is held."""
+MAX_KNOWN_EPOCHS = 8
+MAX_SHOWN = 1024
+"""Announced decisions whose commit is kept, for those that are late."""
+SHOW_AGAIN_NS = 200 * NS_PER_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,95 +47,69 @@ class Limits:
     open_decisions: int = 256
     open_per_proposer: int = 64
     held_per_agent: int = 4
-
-
-@dataclass(frozen=True, slots=True)
-class CastVote:
-    """Effect: sign this step, give it back by :meth:`Protocol.signed`, persist it, send it."""
-
-    vote: Vote
-    proposal: Evidence[Proposal]
-    ballots: BallotCert | None
-    """What the vote rests on: to be kept with it, so that a restart can go on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accuse:
-    """Effect: publish the proof that a participant cast two ballots."""
-
-    proof: Equivocation
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Effect: the decision is over; make its certificate, if it decided anything, and announce it."""
-
-    decision: bytes
-    epoch: InstalledEpoch
-    proposal: Evidence[Proposal]
-    outcome: Outcome
-    why: str
-    ballots: BallotCert | None
-    """Those for what was decided; None where it closed."""
-    commit: Commit
-    ballots_for: int
-    ballots_received: int
-    missing: tuple[str, ...]
-
-
-Effect = CastVote | Accuse | End
+    held_per_instance: int = 256
+    """Decisions for which steps of one instance may wait; 16 steps for each."""
 
 
 @dataclass(slots=True)
-class _Open:
-    """A decision that is open."""
+class _Past:
+    """A decision that is over and announced, or whose announcement is on its way."""
 
-    epoch: InstalledEpoch
-    proposal: Evidence[Proposal]
-    deadline_ns: int
-    tally: Tally
-    slot: Slot = field(init=False)
-    late: bool = False
-    """The deadline has passed."""
-
-    @property
-    def decision(self) -> bytes:
-        return self.proposal.leaf
-
-    @property
-    def outcome(self) -> bytes | None:
-        """The one value that this instance may vote for on its own knowledge."""
-        if (certificate := self.tally.certificate) is not None:
-            return decide_value(self.decision, ROUND, certificate.choice)
-        if self.late or self.tally.impossible:
-            return close_value(self.decision, ROUND)
-        return None
-
-    def admissible(self, value: bytes) -> bool:
-        return value == self.outcome
+    until_ns: int
+    proposal: Evidence[Proposal] | None = None
+    commit: Commit | None = None
 
 
 class Protocol:
     """One instance's state."""
 
-    def __init__(self, me: str, limits: Limits | None = None) -> None:
+    def __init__(self, me: str, limits: Limits | None = None, pace: Pace | None = None) -> None:
         self.epoch: InstalledEpoch | None = None
         self._me = me
         self._limits = limits or Limits()
-        self._open: dict[bytes, _Open] = {}
-        self._ended: dict[bytes, int] = {}
-        self._held: dict[bytes, tuple[int, dict[str, list[Received]]]] = {}
+        self._pace = pace or Pace()
+        self._known: dict[bytes, InstalledEpoch] = {}
+        self._deciding: dict[bytes, Deciding] = {}
+        self._past: dict[bytes, _Past] = {}
+        self._ballots: Held[Received] = Held(
+            decisions_each=self._limits.held_per_agent,
+            messages_each=2,  # two are the proof of an equivocation; more prove no more
+            kept_ns=SKEW_NS,
+            key=lambda received: received.ballot.value,
+        )
+        self._steps: Held[Voted] = Held(
+            decisions_each=self._limits.held_per_instance,
+            messages_each=16,
+            kept_ns=SKEW_NS,
+            key=lambda voted: (voted.vote.step, voted.vote.view, voted.vote.value),
+        )
+        self._asked: dict[bytes, tuple[int, int]] = {}
+        """Decisions whose proposals were asked for: how often, and when again."""
+        self._shown: dict[tuple[bytes, str], int] = {}
         self._floor = -1
 
     @property
     def open_decisions(self) -> int:
-        """Decisions that are open."""
-        return len(self._open)
+        """Decisions that are not committed yet."""
+        return sum(deciding.slot.commit is None for deciding in self._deciding.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether timers run that a coarse clock would be late for."""
+        return bool(self._deciding)
 
     def epoch_of(self, decision: bytes) -> InstalledEpoch | None:
         """Return the epoch that a decision is open in, or the current one."""
-        opened = self._open.get(decision)
-        return self.epoch if opened is None else opened.epoch
+        deciding = self._deciding.get(decision)
+        return self.epoch if deciding is None else deciding.epoch
+
+    def known_epoch(self, digest: bytes) -> InstalledEpoch | None:
+        """Return an epoch that was installed here."""
+        return self._known.get(digest)
+
+    def awaits(self, decision: bytes) -> bool:
+        """Tell whether what another instance shows of a decision may be of use."""
+        return decision in self._deciding or decision in self._asked
 
     def install(self, epoch: InstalledEpoch) -> bool:
         """Take a new epoch for the proposals to come; return False if it is the current one already.
@@ -138,7 +118,7 @@ class Protocol:
 
         Raises:
             ConflictError: ``stale_epoch``: a lower number, or the same with other content.
-            InvalidInputError: ``not_an_instance``, or ``too_many_instances`` (one, in this version).
+            InvalidInputError: ``not_an_instance``.
         """
         current = self.epoch
         if current is not None and epoch.digest == current.digest:
@@ -147,42 +127,54 @@ class Protocol:
             raise ConflictError(f"epoch {epoch.epoch.number} is not after {self._floor}", reason="stale_epoch")
         if self._me not in epoch.instances:
             raise InvalidInputError(f"{self._me} is no instance of this epoch", reason="not_an_instance")
-        if len(epoch.instances) > 1:
-            raise InvalidInputError(
-                f"{len(epoch.instances)} instances; this version commits with one", reason="too_many_instances"
-            )
         self.epoch = epoch
         self._floor = epoch.epoch.number
+        self._known[epoch.digest] = epoch
+        while len(self._known) > MAX_KNOWN_EPOCHS:
+            del self._known[next(iter(self._known))]
         return True
 
     def abstain_until_after(self, number: int) -> None:
         """Take no part in epochs up to this number: they were installed, and what was voted there is lost."""
         self._floor = max(self._floor, number)
 
-    def open(self, proposal: Evidence[Proposal], now_ns: int) -> list[Effect]:
+    # --- In -----------------------------------------------------------------------------------
+
+    def open(self, proposal: Evidence[Proposal], now_ns: int, *, shown: bool = False) -> list[Effect]:
         """Open the decision that a proposal asks for; one that was opened before is no change.
+
+        Args:
+            proposal: its signature was verified.
+            now_ns: the time.
+            shown: by an instance that was asked for it; it may then be of an epoch that was installed earlier.
 
         Raises:
             TocsinError: ``no_epoch``, ``wrong_epoch``, ``not_a_participant``, ``not_an_admin``, ``wrong_key``,
                 ``issued_in_future``, ``deadline_passed`` or ``too_many_decisions``.
         """
-        if proposal.leaf in self._open or proposal.leaf in self._ended:
+        decision = proposal.leaf
+        if decision in self._deciding or decision in self._past:
             return []
-        if self.epoch is None:
+        epoch = self._known.get(proposal.body.epoch, self.epoch) if shown else self.epoch
+        if epoch is None:
             raise InvalidInputError("no epoch is installed", reason="no_epoch")
-        check_proposal(proposal, self.epoch)
+        check_proposal(proposal, epoch)
         self._check_time(proposal, now_ns)
         self._check_room(proposal.sender)
         deadline_ns = now_ns + proposal.body.deadline_ms * NS_PER_MS
-        opened = self._begin(self.epoch, proposal, deadline_ns)
-        _, held = self._held.pop(proposal.leaf, (0, {}))
+        deciding = self._begin(epoch, proposal, deadline_ns)
         effects: list[Effect] = []
-        for received in (ballot for ballots in held.values() for ballot in ballots):
+        for received in self._ballots.pop(decision):
             try:
-                effects += self._count(opened, received)
+                effects += deciding.ballot(received, now_ns)
             except (InvalidInputError, UntrustedError):
                 continue  # no option of this proposal, or of an epoch before: not known when it was held
-        return effects + self._advance(opened)
+        for voted in self._steps.pop(decision):
+            try:
+                effects += self._step(deciding, voted, now_ns)
+            except (InvalidInputError, UntrustedError):
+                continue
+        return self._after(deciding, effects + deciding.advance(now_ns))
 
     def ballot(self, received: Received, now_ns: int) -> list[Effect]:
         """Count a ballot, or hold it until its proposal comes. After the decision it has no effect.
@@ -192,38 +184,78 @@ class Protocol:
                 ``wrong_key`` or ``too_many_held``.
         """
         decision = received.ballot.decision
-        if decision in self._ended:
+        if decision in self._past:
             return []
-        opened = self._open.get(decision)
-        if opened is None:
-            self._hold(received, now_ns)
-            return []
-        return self._count(opened, received) + self._advance(opened)
+        deciding = self._deciding.get(decision)
+        if deciding is not None:
+            return self._after(deciding, deciding.ballot(received, now_ns))
+        epoch = self._current(received.ballot.epoch)
+        epoch.seat(received.sender, received.key_id)
+        self._ballots.add(decision, str(received.sender), received, now_ns)
+        return []
 
-    def signed(self, vote: Vote, sender: SpiffeId, key_id: bytes, data: bytes) -> list[Effect]:
+    def signed(self, voted: Voted, now_ns: int) -> list[Effect]:
         """Take an instance's signed step, this one's own included.
 
         Raises:
+            InvalidInputError: ``no_epoch``, ``wrong_epoch`` or ``wrong_round``.
             UntrustedError: ``not_an_instance``, ``wrong_key`` or ``not_the_leader``.
+            ExhaustedError: ``too_many_held``.
         """
-        opened = self._open.get(vote.decision)
-        if opened is None or vote.epoch != opened.epoch.digest or vote.round != ROUND:
+        decision = voted.vote.decision
+        deciding = self._deciding.get(decision)
+        if deciding is not None:
+            effects = self._step(deciding, voted, now_ns)
+            effects = [e for e in effects if not isinstance(e, Show) or self._may_show(e, now_ns)]
+            return self._after(deciding, effects)
+        if (past := self._past.get(decision)) is not None:
+            if past.commit is None or past.proposal is None or str(voted.sender) == self._me:
+                return []
+            show = Show(decision, str(voted.sender), past.proposal, (), past.commit)
+            return [show] if self._may_show(show, now_ns) else []
+        epoch = self._known.get(voted.vote.epoch) or self._current(voted.vote.epoch)
+        epoch.instance(voted.sender, voted.key_id)
+        self._steps.add(decision, str(voted.sender), voted, now_ns)
+        return []
+
+    def settle(self, votes: Sequence[Voted], now_ns: int) -> list[Effect]:
+        """Take a commit that another instance has shown; its Q VOTE2 have been verified."""
+        deciding = self._deciding.get(votes[0].vote.decision)
+        return [] if deciding is None else self._after(deciding, deciding.settle(votes, now_ns))
+
+    def asked(self, decision: bytes, instance: str, now_ns: int) -> list[Effect]:
+        """Show an instance that asks what it lacks, if it is known here."""
+        show: Show | None = None
+        if (deciding := self._deciding.get(decision)) is not None:
+            show = deciding.show(instance)
+        elif (past := self._past.get(decision)) is not None and past.proposal is not None:
+            show = Show(decision, instance, past.proposal, (), past.commit)
+        return [show] if show is not None and self._may_show(show, now_ns) else []
+
+    def announced(self, decision: bytes) -> list[Effect]:
+        """Know that an announcement of a committed decision stands, and holds."""
+        deciding = self._deciding.pop(decision, None)
+        if deciding is None:
             return []
-        opened.epoch.instance(sender, key_id)
-        casts = opened.slot.receive(vote.step, str(sender), vote.view, vote.value, data)
-        return _votes(opened, casts) + self._advance(opened)
+        self._remember(deciding)
+        return [Forget(decision, good_until_ns(deciding.proposal))]
+
+    def step_in(self, decision: bytes, now_ns: int) -> list[Effect]:
+        """Announce a committed decision, as nobody else has."""
+        deciding = self._deciding.get(decision)
+        return [] if deciding is None else self._after(deciding, deciding.step_in(now_ns))
 
     def tick(self, now_ns: int) -> list[Effect]:
-        """Look at the deadlines, and forget what can no longer matter."""
-        for decision in [d for d, until_ns in self._ended.items() if until_ns < now_ns]:
-            del self._ended[decision]
-        for decision in [d for d, (until_ns, _) in self._held.items() if until_ns < now_ns]:
-            del self._held[decision]
-        effects: list[Effect] = []
-        for opened in list(self._open.values()):
-            if not opened.late and now_ns >= opened.deadline_ns:
-                opened.late = True
-                effects += self._advance(opened)
+        """Look at deadlines and timers, ask for what is lacking, and forget what can no longer matter."""
+        for decision in [d for d, past in self._past.items() if past.until_ns < now_ns]:
+            del self._past[decision]
+        for key in [key for key, shown_ns in self._shown.items() if shown_ns + SHOW_AGAIN_NS < now_ns]:
+            del self._shown[key]
+        self._ballots.forget(now_ns)
+        self._steps.forget(now_ns)
+        effects = self._ask_proposals(now_ns)
+        for deciding in list(self._deciding.values()):
+            effects += self._after(deciding, deciding.tick(now_ns))
         return effects
 
     def restore(
@@ -231,92 +263,77 @@ class Protocol:
         epoch: InstalledEpoch,
         proposal: Evidence[Proposal],
         ballots: Iterable[Received],
-        votes: Iterable[Evidence[Vote]],
+        own: Sequence[Voted],
+        now_ns: int,
     ) -> list[Effect]:
-        """Go on with a decision that this instance had begun to vote on before a restart.
-
-        Its own votes are known before anything follows from them: the last step first, so that none is cast
-        anew.
-        """
-        opened = self._begin(epoch, proposal, deadline_ns=0)
-        opened.late = True
-        for received in ballots:
-            opened.tally.add(received)
-        effects: list[Effect] = []
-        for vote in sorted(votes, key=lambda v: list(Step).index(v.body.step), reverse=True):
-            body = vote.body
-            casts = opened.slot.receive(body.step, str(vote.sender), body.view, body.value, vote.data)
-            effects += _votes(opened, casts)
-        return effects + self._advance(opened)
+        """Go on with a decision that this instance had begun to vote on before a restart."""
+        deciding = self._begin(epoch, proposal, deadline_ns=0)
+        return self._after(deciding, deciding.restore(ballots, own, now_ns))
 
     def remember_ended(self, decision: bytes, until_ns: int) -> None:
         """Know that a decision is over, as long as its proposal could come again."""
-        self._ended[decision] = until_ns
+        self._past[decision] = _Past(until_ns)
 
     # --- Inside -------------------------------------------------------------------------------
 
-    def _begin(self, epoch: InstalledEpoch, proposal: Evidence[Proposal], deadline_ns: int) -> _Open:
-        tally = Tally(epoch, proposal.leaf, ROUND, len(proposal.body.options))
-        opened = _Open(epoch, proposal, deadline_ns, tally)
-        instances = tuple(epoch.instances)
-        rotation = int.from_bytes(proposal.leaf[:4], "big") % len(instances)
-        opened.slot = Slot(instances, self._me, rotation=rotation, admissible=opened.admissible)
-        self._open[proposal.leaf] = opened
-        return opened
-
-    def _count(self, opened: _Open, received: Received) -> list[Effect]:
-        proof = opened.tally.add(received)
-        return [] if proof is None else [Accuse(proof)]
-
-    def _advance(self, opened: _Open) -> list[Effect]:
-        """Return what follows: a proposal to the slot, votes, the end."""
-        casts = opened.slot.advance()
-        if (outcome := opened.outcome) is not None:
-            casts += opened.slot.propose(outcome)
-        return _votes(opened, casts) + self._end(opened)
-
-    def _end(self, opened: _Open) -> list[Effect]:
-        commit = opened.slot.commit
-        if commit is None or opened.decision not in self._open:
-            return []
-        certificate = opened.tally.certificate
-        closed = commit.value == close_value(opened.decision, ROUND)
-        if not closed and (certificate is None or commit.value != opened.outcome):
-            return []  # others have committed what this instance has no ballots for yet
-        del self._open[opened.decision]
-        self.remember_ended(opened.decision, good_until_ns(opened.proposal))
-        return [
-            End(
-                decision=opened.decision,
-                epoch=opened.epoch,
-                proposal=opened.proposal,
-                outcome=Outcome.CLOSED if closed else Outcome.DECIDED,
-                why=_why(opened, closed=closed),
-                ballots=None if closed else certificate,
-                commit=commit,
-                ballots_for=opened.tally.leading,
-                ballots_received=opened.tally.ballots,
-                missing=opened.tally.missing,
-            )
-        ]
-
-    def _hold(self, received: Received, now_ns: int) -> None:
+    def _current(self, digest: bytes) -> InstalledEpoch:
         if self.epoch is None:
             raise InvalidInputError("no epoch is installed", reason="no_epoch")
-        if received.ballot.epoch != self.epoch.digest:
-            raise InvalidInputError("a ballot of another epoch", reason="wrong_epoch")
-        self.epoch.seat(received.sender, received.key_id)
-        sender, decision = str(received.sender), received.ballot.decision
-        if (held := self._held.get(decision, (0, {}))[1].get(sender)) is not None:
-            if len(held) == 1 and held[0].ballot.value != received.ballot.value:
-                held.append(received)  # two are the proof of an equivocation; more prove no more
-            return
-        mine = sum(sender in ballots for _, ballots in self._held.values())
-        if mine >= self._limits.held_per_agent:
-            raise ExhaustedError(
-                f"{mine} ballots of {sender} wait for their proposals already", reason="too_many_held"
-            )
-        self._held.setdefault(decision, (now_ns + SKEW_NS, {}))[1][sender] = [received]
+        if digest != self.epoch.digest:
+            raise InvalidInputError("a message of another epoch", reason="wrong_epoch")
+        return self.epoch
+
+    def _begin(self, epoch: InstalledEpoch, proposal: Evidence[Proposal], deadline_ns: int) -> Deciding:
+        deciding = Deciding(self._me, epoch, proposal, deadline_ns=deadline_ns, pace=self._pace)
+        self._deciding[proposal.leaf] = deciding
+        self._asked.pop(proposal.leaf, None)
+        return deciding
+
+    def _step(self, deciding: Deciding, voted: Voted, now_ns: int) -> list[Effect]:
+        if voted.vote.epoch != deciding.epoch.digest:
+            raise InvalidInputError("a step of another epoch", reason="wrong_epoch")
+        if voted.vote.round != ROUND:
+            raise InvalidInputError(f"a step of round {voted.vote.round}", reason="wrong_round")
+        deciding.epoch.instance(voted.sender, voted.key_id)
+        return deciding.step(voted, now_ns)
+
+    def _after(self, deciding: Deciding, effects: list[Effect]) -> list[Effect]:
+        """Take a decision that ends out of those that go on; only its first end counts."""
+        ends = [effect for effect in effects if isinstance(effect, End)]
+        if not ends:
+            return effects
+        if self._deciding.pop(deciding.decision, None) is not None:
+            self._remember(deciding)
+        return [effect for effect in effects if not isinstance(effect, End)] + ends[:1]
+
+    def _remember(self, deciding: Deciding) -> None:
+        until_ns = good_until_ns(deciding.proposal)
+        self._past[deciding.decision] = _Past(until_ns, deciding.proposal, deciding.slot.commit)
+        with_commit = [past for past in self._past.values() if past.commit is not None]
+        for past in with_commit[:-MAX_SHOWN]:
+            past.proposal = past.commit = None
+
+    def _ask_proposals(self, now_ns: int) -> list[Effect]:
+        """Ask for the proposals that steps wait for; each time another of those that have taken one."""
+        waiting = self._steps.waiting()
+        for decision in self._asked.keys() - {decision for decision, _, _ in waiting}:
+            del self._asked[decision]
+        asks: list[Effect] = []
+        for decision, since_ns, senders in waiting:
+            times, next_ns = self._asked.get(decision, (0, since_ns + self._pace.ask_after_ns))
+            if now_ns >= next_ns:
+                pause_ns = self._pace.ask_after_ns << min(times + 1, 6)
+                self._asked[decision] = (times + 1, now_ns + pause_ns)
+                asks.append(Ask(decision, senders[times % len(senders)], proposal=True))
+        return asks
+
+    def _may_show(self, show: Show, now_ns: int) -> bool:
+        """Tell whether this one was not shown the same just now: who asks again and again costs little."""
+        key = (show.decision, show.instance)
+        if now_ns - self._shown.get(key, -SHOW_AGAIN_NS) < SHOW_AGAIN_NS:
+            return False
+        self._shown[key] = now_ns
+        return True
 
     def _check_time(self, proposal: Evidence[Proposal], now_ns: int) -> None:
         if proposal.envelope.content.issued_at > now_ns + SKEW_NS:
@@ -325,41 +342,14 @@ class Protocol:
             raise InvalidInputError("the proposal's deadline has passed", reason="deadline_passed")
 
     def _check_room(self, proposer: SpiffeId) -> None:
-        theirs = sum(opened.proposal.sender == proposer for opened in self._open.values())
-        if len(self._open) >= self._limits.open_decisions or theirs >= self._limits.open_per_proposer:
+        going = [d for d in self._deciding.values() if d.slot.commit is None]
+        theirs = sum(deciding.proposal.sender == proposer for deciding in going)
+        if len(going) >= self._limits.open_decisions or theirs >= self._limits.open_per_proposer:
             raise ExhaustedError(
-                f"{len(self._open)} decisions are open, {theirs} of {proposer}", reason="too_many_decisions"
+                f"{len(going)} decisions are open, {theirs} of {proposer}", reason="too_many_decisions"
             )
 
 
 def good_until_ns(proposal: Evidence[Proposal]) -> int:
     """Return until when a proposal may open its decision."""
     return proposal.envelope.content.issued_at + proposal.body.deadline_ms * NS_PER_MS + SKEW_NS
-
-
-def _votes(opened: _Open, casts: Iterable[Cast]) -> list[Effect]:
-    return [
-        CastVote(
-            Vote(
-                step=cast.step,
-                epoch=opened.epoch.digest,
-                decision=opened.decision,
-                round=ROUND,
-                view=cast.view,
-                value=cast.value,
-            ),
-            opened.proposal,
-            opened.tally.certificate,
-        )
-        for cast in casts
-    ]
-
-
-def _why(opened: _Open, *, closed: bool) -> str:
-    tally, quorum = opened.tally, opened.epoch.quorum
-    if not closed:
-        return f"{quorum.needed} of {quorum.participants} ballots for one option"
-    so_far = f"{tally.leading} of the {quorum.needed} ballots needed, from {tally.ballots} participants"
-    if tally.impossible:
-        return f"no option can reach its quorum any more: {so_far}"
-    return f"no option reached its quorum before the deadline: {so_far}"

@@ -1,7 +1,8 @@
 """The shell of a consensus instance: messages to the protocol, its effects to the disk and the bus.
 
 Handlers only feed the protocol, so the line of ballots never waits for a disk; each list of effects is carried
-out by a task: sign, persist in one fsync, send, and only then end the decision.
+out by a task: sign, persist in one fsync, send, and only then end the decision. What the steps of other instances
+bring along is verified before the protocol sees it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,24 @@ from functools import partial
 from itertools import chain, repeat
 
 from tocsin.bus import Bus, Context, Sent, Service, handles, subscribes
-from tocsin.consensus.protocol import Accuse, CastVote, Effect, End, Limits, Protocol, good_until_ns
+from tocsin.consensus.announcing import announcement, certify, holds
+from tocsin.consensus.deciding import Pace
+from tocsin.consensus.effects import (
+    Accuse,
+    Ask,
+    CastVote,
+    Effect,
+    End,
+    Forget,
+    LookUp,
+    SendAgain,
+    Show,
+    Voted,
+)
+from tocsin.consensus.passing import OpenPage, as_voted, open_page, pages
+from tocsin.consensus.protocol import Limits, Protocol, good_until_ns
 from tocsin.consensus.settings import ConsensusSettings
-from tocsin.consensus.store import Recovered, VoteLog
+from tocsin.consensus.store import Keeping, Recovered, VoteLog
 from tocsin.consensus.tally import Received
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
@@ -25,32 +41,47 @@ from tocsin.contracts.catalogue import (
     CONSENSUS_DECISION,
     CONSENSUS_EPOCH,
     CONSENSUS_EPOCHS,
+    CONSENSUS_LACKING,
     CONSENSUS_PROPOSAL,
+    CONSENSUS_SHOWN,
     CONSENSUS_VOTE,
     DECISION,
     DELIVER_ALL,
+    LACKING,
+    SHOWN,
     VOTE,
 )
 from tocsin.contracts.decisions import (
-    MAX_MISSING,
     Ballot,
     DecisionAnnounced,
     Epoch,
     EpochInstalled,
+    Lacking,
     Outcome,
     Proposal,
-    Step,
+    Shown,
+    Vote,
 )
-from tocsin.contracts.errors import ExhaustedError, InvariantBrokenError, TocsinError, UnavailableError
+from tocsin.contracts.errors import (
+    ConflictError,
+    ExhaustedError,
+    InvalidInputError,
+    InvariantBrokenError,
+    TocsinError,
+    UnavailableError,
+)
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
-from tocsin.evidence.certificate import DecisionCertificate, certificate_digest
 from tocsin.evidence.epochs import InstalledEpoch, open_epoch
 from tocsin.evidence.reading import read
-from tocsin.evidence.verification import CONSENSUS_AUDIENCE, verify
+from tocsin.evidence.verification import CONSENSUS_AUDIENCE
+from tocsin.evidence.votes import open_certificate, verify_steps
 from tocsin.telemetry import get_logger
 
 RETRY_S = (0.1, 0.5, 2.0, 5.0)
 """Pauses while the broker refuses what must reach it; the last one repeats."""
+IDLE_TICK_S = 0.02
+"""How often the clock is looked at while no decision is open."""
+NS_PER_S = 1_000_000_000
 
 log = get_logger(__name__)
 
@@ -65,12 +96,19 @@ class ConsensusService(Service[ConsensusSettings]):
         self.protocol = Protocol(
             str(bus.id),
             Limits(settings.max_open_decisions, settings.max_open_per_proposer, settings.max_held_per_agent),
+            Pace(
+                first_view_ns=int(settings.view_timeout_s * NS_PER_S),
+                longest_view_ns=int(settings.view_timeout_max_s * NS_PER_S),
+                step_in_ns=int(settings.step_in_s * NS_PER_S),
+            ),
         )
         self._own_key = bus.credentials.key.signer
         self._keys = {self._own_key.key_id: self._own_key.public_key}
         self._votes: VoteLog | None = None
         self._log_failed = False
         self._to_go_on: list[Effect] = []
+        self._writing: set[asyncio.Future[None]] = set()
+        self._keeping = Keeping()
 
     @property
     def ready(self) -> bool:
@@ -82,7 +120,7 @@ class ConsensusService(Service[ConsensusSettings]):
     async def prepare(self) -> None:
         """Read the log, and take up what a former process had begun."""
         path = self.settings.state_dir / f"consensus-{self.settings.instance}.votes"
-        self._votes, recovered = await VoteLog.open(path, self.bus.trust)
+        self._votes, recovered = await VoteLog.open(path, self.bus.trust, time.time_ns())
         self._keys |= recovered.keys
         for decision, until_ns in recovered.ended.items():
             self.protocol.remember_ended(decision, until_ns)
@@ -96,10 +134,16 @@ class ConsensusService(Service[ConsensusSettings]):
             epoch = recovered.epochs[rest.proposal.body.epoch]
             log.info("decision_resumed", decision=decision.hex(), possible=self._speaks_in(epoch))
             if self._speaks_in(epoch):
-                self._to_go_on += self.protocol.restore(epoch, rest.proposal, rest.ballots, rest.votes)
+                self._keeping.resume(decision, len(rest.ballots))
+                self._to_go_on += self.protocol.restore(
+                    epoch, rest.proposal, rest.ballots, rest.own, time.time_ns()
+                )
 
     async def started(self) -> None:
-        """Carry out what the log left to do, and watch the deadlines."""
+        """Listen to the other instances, carry out what the log left to do, and watch the clock."""
+        own = {"instance": self.bus.id.name}
+        await self.bus.subscribe(CONSENSUS_LACKING, self.on_lacking, at=own)
+        await self.bus.subscribe(CONSENSUS_SHOWN, self.on_shown, at=own)
         self._do(self._to_go_on)
         self.bus.spawn(self._tick(), "deadlines")
 
@@ -114,7 +158,11 @@ class ConsensusService(Service[ConsensusSettings]):
         return seat is not None and seat.key_id == self._own_key.key_id
 
     async def _compare_epochs(self, recovered: Recovered) -> None:
-        """Publish the epoch if the stream lacks it; abstain in one that the log does not know."""
+        """Publish the epoch if the stream lacks it; abstain in one in which this log cannot have its votes.
+
+        An epoch that is made after the log was begun was missed, and is taken: whatever this instance has cast
+        in it would be in the log. In one that is older than the log it may have voted, into a log that is lost.
+        """
         try:
             last = await self.bus.last(CONSENSUS_EPOCHS)
         except UnavailableError:
@@ -123,16 +171,19 @@ class ConsensusService(Service[ConsensusSettings]):
             # Whoever can write to the broker can put anything there; it counts for nothing.
             log.warning("epoch_in_stream_refused", reason=error.reason)
             last = None
-        if last is not None and last[1].leaf not in recovered.epochs:
-            number = int(getattr(last[0], "number", 0))
-            log.error("vote_log_lost", epoch=number, advice="install a new epoch")
-            self.protocol.abstain_until_after(number)
+        if last is not None and isinstance(last[0], Epoch) and last[1].leaf not in recovered.epochs:
+            begun_ns = recovered.begun_ns
+            if begun_ns is not None and begun_ns < last[0].created_ns:
+                await self.on_epoch(last[0], last[1])
+            else:
+                log.error("vote_log_lost", epoch=last[0].number, advice="install a new epoch")
+                self.protocol.abstain_until_after(last[0].number)
         elif self.protocol.epoch is not None:
             await self._publish_epoch(self.protocol.epoch)
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(self.settings.tick_s)
+            await asyncio.sleep(self.settings.tick_s if self.protocol.busy else IDLE_TICK_S)
             self._do(self.protocol.tick(time.time_ns()))
 
     # --- In -----------------------------------------------------------------------------------
@@ -143,20 +194,12 @@ class ConsensusService(Service[ConsensusSettings]):
 
         Raises:
             ConflictError: ``stale_epoch``.
-            InvalidInputError: ``not_an_instance``, ``too_many_instances`` or a rule that the record breaks.
+            InvalidInputError: a rule that the record breaks.
             UntrustedError: ``not_an_instance`` or ``wrong_key``: it binds another key to this instance.
         """
         epoch = await asyncio.to_thread(open_epoch, context.data, self.bus.trust, self.bus.opener.batches)
         epoch.instance(self.bus.id, self._own_key.key_id)
-        if self.protocol.install(epoch):
-            await self._persist(self._log.keep_epoch(epoch))
-            log.info(
-                "epoch_installed",
-                epoch=epoch.epoch.number,
-                participants=epoch.quorum.participants,
-                quorum=epoch.quorum.needed,
-                byzantine_tolerant=epoch.byzantine_tolerant,
-            )
+        await self._install(epoch)
         await self._publish_epoch(epoch)
         return EpochInstalled(
             epoch=epoch.digest,
@@ -164,6 +207,39 @@ class ConsensusService(Service[ConsensusSettings]):
             quorum=epoch.quorum.needed,
             byzantine_tolerant=epoch.byzantine_tolerant,
             why_not=epoch.why_not,
+            instances=len(epoch.instances),
+            instance_faults=epoch.instance_faults,
+        )
+
+    @subscribes(CONSENSUS_EPOCHS)
+    async def on_epoch(self, _: Epoch, context: Context) -> None:
+        """Take an epoch that was given to another instance."""
+        current = self.protocol.epoch
+        if current is not None and current.digest == context.leaf:
+            return
+        epoch = await asyncio.to_thread(open_epoch, context.data, self.bus.trust, self.bus.opener.batches)
+        if str(self.bus.id) not in epoch.instances:
+            self.metrics.count("epochs_of_others")
+            return
+        epoch.instance(self.bus.id, self._own_key.key_id)
+        try:
+            await self._install(epoch)
+        except ConflictError as error:
+            # An older record, or one that came back to where it was published.
+            self.metrics.count(f"epochs_not_taken.{error.reason}")
+
+    async def _install(self, epoch: InstalledEpoch) -> None:
+        if not self.protocol.install(epoch):
+            return
+        await self._persist(self._log.keep_epoch(epoch))
+        log.info(
+            "epoch_installed",
+            epoch=epoch.epoch.number,
+            participants=epoch.quorum.participants,
+            quorum=epoch.quorum.needed,
+            byzantine_tolerant=epoch.byzantine_tolerant,
+            instances=len(epoch.instances),
+            instance_faults=epoch.instance_faults,
         )
 
     @subscribes(DELIVER_ALL)
@@ -183,14 +259,85 @@ class ConsensusService(Service[ConsensusSettings]):
         self._do(self.protocol.ballot(received, context.now_ns))
         self.metrics.count("ballots_taken")
 
+    @subscribes(CONSENSUS_VOTE, concurrency=8, again=True)
+    async def on_vote(self, vote: Vote, context: Context) -> None:
+        """Take another instance's step, once the certificate that it brings is verified.
+
+        Raises:
+            TocsinError: ``unknown_epoch``, or what is wrong with the step.
+        """
+        if context.sender == self.bus.id:
+            return
+        epoch = self._known(vote.epoch)
+        epoch.instance(context.sender, context.key_id)
+        votes = open_certificate(vote, epoch)
+        if votes:
+            await asyncio.to_thread(
+                verify_steps, votes, epoch, self._key_of, self.bus.backend, self.bus.opener.batches
+            )
+        voted = Voted(vote, context.sender, context.key_id, context.data, as_voted(votes))
+        self.metrics.count(f"steps_taken.{vote.step.value}")
+        self._do(self.protocol.signed(voted, time.time_ns()))
+
+    async def on_lacking(self, lacking: Lacking, context: Context) -> None:
+        """Show another instance what it lacks."""
+        epoch = self.protocol.epoch_of(lacking.decision)
+        if epoch is not None:
+            epoch.instance(context.sender, context.key_id)
+            self._do(self.protocol.asked(lacking.decision, str(context.sender), context.now_ns))
+
+    async def on_shown(self, page: Shown, context: Context) -> None:
+        """Take what another instance shows; it was verified by no one but who signed it.
+
+        Raises:
+            TocsinError: what is wrong with the page.
+        """
+        if not self.protocol.awaits(page.decision):
+            self.metrics.count("pages_not_awaited")
+            return
+        shown = await asyncio.to_thread(self._open_page, page)
+        shown.epoch.instance(context.sender, context.key_id)
+        self._keys |= {one: key for one, key in shown.keys.items() if one not in self._keys}
+        effects: list[Effect] = []
+        if shown.proposal is not None:
+            effects += self.protocol.open(shown.proposal, context.now_ns, shown=True)
+        for received in shown.ballots:
+            try:
+                effects += self.protocol.ballot(received, context.now_ns)
+            except InvalidInputError as error:
+                self.metrics.count(f"shown_refused.{error.reason}")
+        if shown.commit:
+            effects += self.protocol.settle(shown.commit, context.now_ns)
+        self._do(effects)
+
+    def _open_page(self, page: Shown) -> OpenPage:
+        def epoch_of(digest: bytes | None) -> InstalledEpoch | None:
+            return (
+                self.protocol.epoch_of(page.decision) if digest is None else self.protocol.known_epoch(digest)
+            )
+
+        return open_page(page, epoch_of, self._key_of, self.bus.backend, self.bus.opener.batches)
+
+    def _known(self, digest: bytes) -> InstalledEpoch:
+        epoch = self.protocol.known_epoch(digest)
+        if epoch is None:
+            raise InvalidInputError("of an epoch that is not installed here", reason="unknown_epoch")
+        return epoch
+
+    def _key_of(self, key_id: bytes) -> bytes | None:
+        """Return a public key by its id. It is what it says: an id is the key's digest."""
+        if (key := self._keys.get(key_id)) is not None:
+            return key
+        identity = self.bus.trust.identity(key_id)
+        return None if identity is None else identity.public_key
+
     def _learn_key(self, context: Context, epoch: InstalledEpoch | None) -> None:
         """Remember the public key of who has a seat there: a certificate may be renewed while we decide."""
         seat = None if epoch is None else epoch.seats.get(str(context.sender))
         if seat is None or seat.key_id != context.key_id or context.key_id in self._keys:
             return
-        identity = self.bus.trust.identity(context.key_id)
-        if identity is not None:
-            self._keys[context.key_id] = identity.public_key
+        if (key := self._key_of(context.key_id)) is not None:
+            self._keys[context.key_id] = key
 
     # --- Effects ------------------------------------------------------------------------------
 
@@ -209,32 +356,79 @@ class ConsensusService(Service[ConsensusSettings]):
             cast += zip(casts, signed, strict=True)
             effects = []
             for effect, sent in zip(casts, signed, strict=True):
-                effects += self.protocol.signed(effect.vote, self.bus.id, self._own_key.key_id, sent.data)
+                voted = Voted(effect.vote, self.bus.id, self._own_key.key_id, sent.data)
+                effects += self.protocol.signed(voted, time.time_ns())
         if cast:
-            await self._persist(self._keep(cast))
+            kept = self._keeping.entries([(effect, sent.data) for effect, sent in cast], self._key_of)
+            await self._persist(self._log.keep_steps(kept))
         for effect, sent in cast:
-            subject = CONSENSUS_VOTE.at(decision=effect.vote.decision.hex())
-            await self._until_taken(partial(self.bus.send, subject, sent))
+            await self._send_step(effect.vote.decision, sent)
         for other in others:
-            if isinstance(other, Accuse):
-                await self._accuse(other)
-            elif isinstance(other, End):
-                await self._finish(other)
+            await self._let_out(other)
+
+    async def _let_out(self, effect: Effect) -> None:
+        if isinstance(effect, Accuse):
+            await self._accuse(effect)
+        elif isinstance(effect, SendAgain):
+            self.metrics.count("steps_sent_again")
+            await self._send_step(effect.decision, _as_sent(effect.data))
+        elif isinstance(effect, Ask):
+            await self._ask(effect)
+        elif isinstance(effect, Show):
+            await self._show(effect)
+        elif isinstance(effect, LookUp):
+            self.bus.spawn(self._look_up(effect.decision), "look up")
+        elif isinstance(effect, Forget):
+            self._keeping.forget(effect.decision)
+            await self._persist(self._log.keep_end(effect.decision, effect.until_ns))
+        elif isinstance(effect, End):
+            await self._finish(effect)
 
     async def _sign(self, effect: CastVote) -> Sent:
         return await self.bus.make(VOTE, effect.vote, audience=CONSENSUS_AUDIENCE)
 
-    async def _keep(self, cast: list[tuple[CastVote, Sent]]) -> None:
-        """Keep the votes; a VOTE1 brings its proposal and ballots, which the steps after it rest on too."""
-        based = [effect for effect, _ in cast if effect.vote.step is Step.VOTE1]
-        ballots = [r for effect in based if effect.ballots for r in effect.ballots.ballots]
-        key_ids = {r.key_id for r in ballots} | {effect.proposal.key_id for effect in based}
-        await self._log.keep_votes(
-            [effect.proposal.data for effect in based],
-            [self._keys[key_id] for key_id in sorted(key_ids)],
-            [received.data for received in ballots],
-            [sent.data for _, sent in cast],
-        )
+    async def _send_step(self, decision: bytes, sent: Sent) -> None:
+        subject = CONSENSUS_VOTE.at(decision=decision.hex())
+        await self._until_taken(partial(self.bus.send, subject, sent))
+
+    async def _ask(self, ask: Ask) -> None:
+        log.info("asking", decision=ask.decision.hex(), whom=ask.instance, proposal=ask.proposal)
+        self.metrics.count("asked")
+        lacking = Lacking(decision=ask.decision, proposal=ask.proposal)
+        at = {"instance": SpiffeId.parse(ask.instance).name}
+        await self.bus.publish(CONSENSUS_LACKING, LACKING, lacking, at=at)
+
+    async def _show(self, show: Show) -> None:
+        self.metrics.count("shown")
+        at = {"instance": SpiffeId.parse(show.instance).name}
+        for page in await asyncio.to_thread(lambda: list(pages(show, self._key_of))):
+            await self.bus.publish(CONSENSUS_SHOWN, SHOWN, page, at=at)
+
+    async def _look_up(self, decision: bytes) -> None:
+        """See whether the decision is announced; an announcement that does not hold is none."""
+        epoch = self.protocol.epoch_of(decision)
+        stands = False
+
+        async def look() -> None:
+            nonlocal stands
+            last = await self.bus.last(CONSENSUS_DECISION, at={"decision": decision.hex()})
+            if last is None or not isinstance(last[0], DecisionAnnounced) or epoch is None:
+                return
+            announced, certificate = last[0], b""
+            if announced.outcome is Outcome.DECIDED:
+                certificate = await self.bus.get_certificate(decision.hex())
+            await asyncio.to_thread(holds, announced, certificate, decision, epoch, self.bus, self._key_of)
+            stands = True
+
+        try:
+            await self._until_taken(look)
+        except TocsinError as error:
+            log.warning("announcement_refused", decision=decision.hex(), reason=error.reason, detail=str(error))
+            self.metrics.count(f"announcements_refused.{error.reason}")
+        if stands:
+            self._do(self.protocol.announced(decision))
+        else:
+            self._do(self.protocol.step_in(decision, time.time_ns()))
 
     async def _accuse(self, accused: Accuse) -> None:
         proof = accused.proof
@@ -248,17 +442,20 @@ class ConsensusService(Service[ConsensusSettings]):
 
     async def _finish(self, end: End) -> None:
         """Make the certificate, check it as anyone would, keep it, announce the decision."""
+        # The commit may count an own step that another task is still writing: it must not be known before it is kept.
+        await asyncio.gather(*self._writing)
         certificate = b""
         if end.outcome is Outcome.DECIDED:
-            certificate = await asyncio.to_thread(self._certify, end)
+            certificate = await asyncio.to_thread(certify, end, self.bus, self._key_of)
             await self._until_taken(lambda: self.bus.put_certificate(end.decision.hex(), certificate))
-        announced = self._announcement(end, certificate)
+        announced = announcement(end, certificate, time.time_ns())
 
         async def announce() -> None:
             at = {"decision": end.decision.hex()}
             await self.bus.publish(CONSENSUS_DECISION, DECISION, announced, durable=True, at=at)
 
         await self._until_taken(announce)
+        self._keeping.forget(end.decision)
         await self._persist(self._log.keep_end(end.decision, good_until_ns(end.proposal)))
         self.metrics.count(f"decisions.{end.outcome.value}")
         self.metrics.observe_ms("decision", announced.elapsed_ms)
@@ -267,54 +464,8 @@ class ConsensusService(Service[ConsensusSettings]):
             decision=end.decision.hex(),
             outcome=end.outcome.value,
             ballots=end.ballots_received,
+            view=end.commit.view,
             elapsed_ms=round(announced.elapsed_ms, 1),
-        )
-
-    def _certify(self, end: End) -> bytes:
-        """Put the certificate together and verify it: one that nobody would accept is not announced."""
-        assert end.ballots is not None  # noqa: S101 - a decision has its ballots
-        ballots = end.ballots.ballots
-        key_ids = {r.key_id for r in ballots} | {end.proposal.key_id}
-        key_ids |= {end.epoch.instances[who].key_id for who in end.commit.votes}
-        certificate = DecisionCertificate(
-            epoch=end.epoch.data,
-            proposal=end.proposal.data,
-            ballots=tuple(received.data for received in ballots),
-            votes=tuple(data for _, data in sorted(end.commit.votes.items())),
-            keys=tuple(self._keys[key_id] for key_id in sorted(key_ids)),
-        ).encode()
-        try:
-            verified = verify(
-                certificate,
-                self.bus.credentials.root_pem,
-                backend=self.bus.backend,
-                batches=self.bus.opener.batches,
-            )
-        except TocsinError as error:
-            raise InvariantBrokenError(f"our own certificate does not verify: {error}") from error
-        if verified.decision != end.decision:
-            raise InvariantBrokenError("our own certificate is of another decision")
-        return certificate
-
-    def _announcement(self, end: End, certificate: bytes) -> DecisionAnnounced:
-        quorum = end.epoch.quorum
-        elapsed_ns = time.time_ns() - end.proposal.envelope.content.issued_at
-        return DecisionAnnounced(
-            decision=end.decision,
-            epoch=end.epoch.digest,
-            outcome=end.outcome,
-            why=end.why,
-            option=None if end.ballots is None else end.proposal.body.options[end.ballots.option],
-            certificate=certificate_digest(certificate) if certificate else None,
-            certificate_bytes=len(certificate),
-            object_name=end.decision.hex() if certificate else None,
-            round=1,
-            participants=quorum.participants,
-            quorum=quorum.needed,
-            ballots_for=end.ballots_for,
-            ballots_received=end.ballots_received,
-            missing=tuple(SpiffeId.parse(who).name for who in end.missing[:MAX_MISSING]),
-            elapsed_ms=max(0.0, elapsed_ns / 1e6),
         )
 
     async def _publish_epoch(self, epoch: InstalledEpoch) -> None:
@@ -334,11 +485,15 @@ class ConsensusService(Service[ConsensusSettings]):
 
     async def _persist(self, write: Awaitable[None]) -> None:
         """Write to the log; once that fails this instance decides nothing more, and says so in its readiness."""
+        writing = asyncio.ensure_future(write)
+        self._writing.add(writing)
         try:
-            await write
+            await writing
         except TocsinError:
             self._log_failed = True
             raise
+        finally:
+            self._writing.discard(writing)
 
     async def _until_taken(self, act: Callable[[], Awaitable[None]]) -> None:
         """Repeat what the broker refuses for now, with pauses. A restart takes it up from the log."""
@@ -350,3 +505,8 @@ class ConsensusService(Service[ConsensusSettings]):
                 await asyncio.sleep(pause_s)
             else:
                 return
+
+
+def _as_sent(data: bytes) -> Sent:
+    vote = read(data, VOTE, audience=CONSENSUS_AUDIENCE)
+    return Sent(vote.envelope.content.id, vote.leaf, data, vote.envelope.content.issued_at)

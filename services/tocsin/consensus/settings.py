@@ -26,6 +26,17 @@ class ConsensusSettings(BusSettings):
     max_held_per_agent: Annotated[int, Field(ge=1, le=64)] = Field(
         4, description="Ballots of one agent that came before their proposals; further ones are refused."
     )
-    tick_s: Annotated[float, Field(ge=0.005, le=1)] = Field(
-        0.02, description="How often deadlines are looked at, in seconds."
+    tick_s: Annotated[float, Field(ge=0.001, le=1)] = Field(
+        0.005, description="How often timers are looked at while a decision is open, in seconds."
+    )
+    view_timeout_s: Annotated[float, Field(ge=0.01, le=60)] = Field(
+        0.04,
+        description="How long the first leader of a decision may take, in seconds; doubles from view to view. "
+        "Longer where the instances are far apart or share few cores: too short a time costs views, never safety.",
+    )
+    view_timeout_max_s: Annotated[float, Field(ge=0.01, le=600)] = Field(
+        5.0, description="How long any leader may take, in seconds."
+    )
+    step_in_s: Annotated[float, Field(ge=0.01, le=600)] = Field(
+        1.0, description="After how long another instance announces what the leader has not, in seconds."
     )

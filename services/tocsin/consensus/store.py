@@ -1,9 +1,10 @@
-"""What must survive: this instance's votes, and with each what it rests on.
+"""What must survive: this instance's steps, and with each what it rests on.
 
-One append-only log (:mod:`tocsin.evidence.journal`). Each entry is a letter and the bytes as they came: ``E`` an
-epoch record, ``P`` a proposal, ``B`` a ballot, ``K`` a public key, ``V`` an own vote, ``D`` the id of a decision that
-was announced and until when its proposal is good. A vote stands in one append with its proposal and its ballots,
-so after a crash either all of it is there, or none, and then nothing was sent.
+One append-only log (:mod:`tocsin.evidence.journal`). Each entry is a letter and the bytes as they came: ``N`` when
+the log was begun, ``E`` an epoch record, ``P`` a proposal, ``B`` a ballot, ``K`` a public key, ``Q`` a VOTE1 that a
+VOTE2 rests on, ``V`` an own step, ``D`` the id of a decision that was announced and until when its proposal is good.
+A step stands in one append with its proposal, its ballots and its QC1, so after a crash either all of it is there, or
+none, and then nothing was sent.
 
 The log only grows: 160 kB for each decision of 40 agents, 3 MB for 847 with a key each.
 """
@@ -11,25 +12,27 @@ The log only grows: 160 kB for each decision of 40 agents, 3 MB for 847 with a k
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from tocsin.bus.folder import claim_folder
+from tocsin.consensus.effects import CastVote, Voted
 from tocsin.consensus.tally import Received
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_PROPOSAL, VOTE
-from tocsin.contracts.decisions import Proposal, Vote
+from tocsin.contracts.decisions import Proposal, Step, Vote
 from tocsin.contracts.errors import InvariantBrokenError, TocsinError
 from tocsin.crypto import TrustStore, key_id
 from tocsin.evidence.epochs import InstalledEpoch, open_epoch
 from tocsin.evidence.journal import Journal, JournalWriter
 from tocsin.evidence.reading import Evidence, read
 from tocsin.evidence.verification import CONSENSUS_AUDIENCE
+from tocsin.evidence.votes import KeyOf
 
 LAYOUT = 1
 """Of the folder that the log is in."""
-_EPOCH, _PROPOSAL, _BALLOT, _KEY, _VOTE, _DONE = (letter.encode() for letter in "EPBKVD")
+_BEGUN, _EPOCH, _PROPOSAL, _BALLOT, _KEY, _VOTE1, _VOTE, _DONE = (letter.encode() for letter in "NEPBKQVD")
 
 
 @dataclass(slots=True)
@@ -38,13 +41,17 @@ class Unfinished:
 
     proposal: Evidence[Proposal]
     ballots: list[Received] = field(default_factory=list)
-    votes: list[Evidence[Vote]] = field(default_factory=list)
+    own: list[Voted] = field(default_factory=list)
+    """In the order in which they were taken."""
+    votes1: list[Voted] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Recovered:
     """What the log held."""
 
+    begun_ns: int | None = None
+    """When the log was begun; None for a log of a version that did not say."""
     epochs: dict[bytes, InstalledEpoch] = field(default_factory=dict)
     """By digest, in the order of installation."""
     keys: dict[bytes, bytes] = field(default_factory=dict)
@@ -60,8 +67,8 @@ class VoteLog:
         self._writer = writer
 
     @classmethod
-    async def open(cls, path: Path, trust: TrustStore) -> tuple[Self, Recovered]:
-        """Open the log and read what it holds, in a thread.
+    async def open(cls, path: Path, trust: TrustStore, now_ns: int) -> tuple[Self, Recovered]:
+        """Open the log and read what it holds, in a thread; begin it, if it is new.
 
         Raises:
             UnavailableError: the disk refuses.
@@ -70,41 +77,85 @@ class VoteLog:
         """
         await asyncio.to_thread(claim_folder, path.parent, layout=LAYOUT)
         journal, recovered = await asyncio.to_thread(_recover, path, trust)
-        return cls(JournalWriter(journal)), recovered
+        log = cls(JournalWriter(journal))
+        if recovered == Recovered():
+            recovered.begun_ns = now_ns
+            await log._writer.append([_BEGUN + now_ns.to_bytes(8, "big")])
+        return log, recovered
 
     async def keep_epoch(self, epoch: InstalledEpoch) -> None:
         """Keep an epoch record."""
         await self._writer.append([_EPOCH + epoch.data])
 
-    async def keep_votes(
-        self,
-        proposals: Iterable[bytes],
-        keys: Iterable[bytes],
-        ballots: Iterable[bytes],
-        votes: Iterable[bytes],
-    ) -> None:
-        """Keep votes together with what they rest on; then they may be sent."""
-        entries = [_PROPOSAL + data for data in proposals]
-        entries += [_KEY + data for data in keys]
-        entries += [_BALLOT + data for data in ballots]
-        entries += [_VOTE + data for data in votes]
+    async def keep_steps(self, entries: Sequence[bytes]) -> None:
+        """Keep steps together with what they rest on, as :class:`Keeping` has put them; then they may be sent."""
         await self._writer.append(entries)
 
     async def keep_end(self, decision: bytes, until_ns: int) -> None:
         """Keep that a decision was announced."""
-        await self._writer.append([_DONE + decision + until_ns.to_bytes(8, "big")])
+        await self._writer.append([end_entry(decision, until_ns)])
 
     async def close(self) -> None:
         """Close the log."""
         await asyncio.to_thread(self._writer.close)
 
 
+class Keeping:
+    """Which entries a step needs: the first of a decision its proposal, the first that has ballots those too."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, int] = {}
+        """How many ballots of each open decision are in the log; it has the proposal of each of them."""
+
+    def resume(self, decision: bytes, ballots: int) -> None:
+        """Know what the log holds of a decision already."""
+        self._kept[decision] = ballots
+
+    def forget(self, decision: bytes) -> None:
+        """Know that nothing more will be kept of a decision."""
+        self._kept.pop(decision, None)
+
+    def entries(self, cast: Iterable[tuple[CastVote, bytes]], key_of: KeyOf) -> list[bytes]:
+        """Return the entries for steps, each with the envelope that it was signed as."""
+        entries: list[bytes] = []
+        keys: set[bytes] = set()
+        for effect, data in cast:
+            decision = effect.vote.decision
+            kept = self._kept.get(decision)
+            if kept is None:
+                entries.append(_PROPOSAL + effect.proposal.data)
+                keys.add(effect.proposal.key_id)
+            if len(effect.ballots) > (kept or 0):
+                entries += [_BALLOT + received.data for received in effect.ballots]
+                keys |= {received.key_id for received in effect.ballots}
+            self._kept[decision] = max(kept or 0, len(effect.ballots))
+            if effect.vote.step is Step.VOTE2 and effect.high is not None:
+                entries += [_VOTE1 + vote1 for vote1 in effect.high.votes.values()]
+            entries.append(_VOTE + data)
+        return [_KEY + key for one in sorted(keys) if (key := key_of(one)) is not None] + entries
+
+
+def end_entry(decision: bytes, until_ns: int) -> bytes:
+    """Return the entry that says that a decision was announced."""
+    return _DONE + decision + until_ns.to_bytes(8, "big")
+
+
+def recover(entries: Iterable[bytes], trust: TrustStore) -> Recovered:
+    """Read entries in their order.
+
+    Raises:
+        TocsinError: they are no log's.
+    """
+    recovered = Recovered()
+    for entry in entries:
+        _take(recovered, entry[:1], entry[1:], trust)
+    return recovered
+
+
 def _recover(path: Path, trust: TrustStore) -> tuple[Journal, Recovered]:
     journal = Journal(path)
-    recovered = Recovered()
     try:
-        for _, entry in journal.entries():
-            _take(recovered, entry[:1], entry[1:], trust)
+        recovered = recover((entry for _, entry in journal.entries()), trust)
     except TocsinError as error:
         journal.close()
         raise InvariantBrokenError(f"{path.name}: {error}", reason="damaged_log") from error
@@ -126,10 +177,29 @@ def _take(recovered: Recovered, letter: bytes, data: bytes, trust: TrustStore) -
         received = Received(ballot.body, ballot.sender, ballot.key_id, data)
         unfinished[ballot.body.decision].ballots.append(received)
     elif letter == _VOTE:
-        vote = read(data, VOTE, audience=CONSENSUS_AUDIENCE)
-        unfinished[vote.body.decision].votes.append(vote)
+        own = _voted(data)
+        rest = unfinished[own.vote.decision]
+        rest.own.append(replace(own, votes=_rests_on(own.vote, rest)))
+    elif letter == _VOTE1:
+        vote1 = _voted(data)
+        unfinished[vote1.vote.decision].votes1.append(vote1)
+    elif letter == _BEGUN:
+        recovered.begun_ns = int.from_bytes(data[:8], "big")
     elif letter == _DONE:
         unfinished.pop(data[:32], None)
         recovered.ended[data[:32]] = int.from_bytes(data[32:40], "big")
     else:
         raise InvariantBrokenError(f"an entry {letter!r}", reason="damaged_log")
+
+
+def _voted(data: bytes) -> Voted:
+    vote = read(data, VOTE, audience=CONSENSUS_AUDIENCE)
+    return Voted(vote.body, vote.sender, vote.key_id, data)
+
+
+def _rests_on(vote: Vote, rest: Unfinished) -> tuple[Voted, ...]:
+    """Return the VOTE1 of the QC1 that an own step rests on: of those kept for a VOTE2, else within the step."""
+    if vote.step is Step.VOTE2:
+        here = (vote.view, vote.value)
+        return tuple({v.sender: v for v in rest.votes1 if (v.vote.view, v.vote.value) == here}.values())
+    return tuple(_voted(data) for data in vote.certificate)

@@ -1,4 +1,8 @@
-"""Count the ballots of one round: the first valid one of each participant, and proof against who casts two.
+"""Count the ballots of one round: for each option those who have cast one for it, and proof against who casts two.
+
+A participant that casts two is counted for both: what makes a certificate is q ballots for one choice, so instances
+that see the two in another order still come to the same. While at most f are hostile there is one certificate at
+most, since two quorums share more than f participants.
 
 No signature is verified here: the bus has done that. What is checked is everything else that makes a ballot
 count, the cheap things first.
@@ -41,21 +45,19 @@ class Tally:
     """The ballots of one round of one decision."""
 
     def __init__(self, epoch: InstalledEpoch, decision: bytes, round_number: int, options: int) -> None:
-        self.certificate: BallotCert | None = None
-        """At most one for ever: two quorums share an honest participant, who casts one ballot."""
+        self.certificates: dict[bytes, BallotCert] = {}
+        """By H(choice). At most one for ever, unless more than f participants are hostile."""
         self._epoch = epoch
         self._decision = decision
         self._round = round_number
         self._options = options
-        self._first: dict[str, Received] = {}
+        self._cast: dict[str, dict[int | None, Received]] = {}
+        """By participant, its first ballot for each choice."""
         self._counts: Counter[int] = Counter()
         self._accused: set[str] = set()
 
     def add(self, received: Received) -> Equivocation | None:
-        """Count a ballot; return the proof if this participant cast another one before.
-
-        The first one counts all the same: it is what the participant may have shown to others. The same choice
-        again is no change.
+        """Count a ballot; return the proof if this participant cast another one before. The same again is no change.
 
         Raises:
             UntrustedError: ``not_a_participant`` or ``wrong_key``.
@@ -65,20 +67,26 @@ class Tally:
         self._epoch.seat(received.sender, received.key_id)
         self._check_place(ballot)
         option = check_ballot(ballot, self._options)
-        first = self._first.get(sender)
-        if first is not None:
-            return self._accuse(sender, first, received)
-        self._first[sender] = received
+        cast = self._cast.setdefault(sender, {})
+        if option in cast:
+            return None
+        first = next(iter(cast.values()), None)
+        cast[option] = received
         if option is not None:
             self._counts[option] += 1
-            if self._counts[option] == self._epoch.quorum.needed and self.certificate is None:
-                self.certificate = self._certify(option, ballot.value)
-        return None
+            if self._counts[option] == self._epoch.quorum.needed:
+                self.certificates[ballot.value] = self._certify(option, ballot.value)
+        return None if first is None else self._accuse(sender, first, received)
+
+    @property
+    def certificate(self) -> BallotCert | None:
+        """The first quorum that was reached."""
+        return next(iter(self.certificates.values()), None)
 
     @property
     def ballots(self) -> int:
         """Participants that have cast a ballot."""
-        return len(self._first)
+        return len(self._cast)
 
     @property
     def leading(self) -> int:
@@ -88,20 +96,26 @@ class Tally:
     @property
     def impossible(self) -> bool:
         """Whether no option can reach the quorum any more, whatever the silent ones say."""
-        silent = self._epoch.quorum.participants - len(self._first)
+        silent = self._epoch.quorum.participants - len(self._cast)
         return self.leading + silent < self._epoch.quorum.needed
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Ids of the participants without a ballot, in order."""
-        return tuple(sender for sender in self._epoch.seats if sender not in self._first)
+        return tuple(sender for sender in self._epoch.seats if sender not in self._cast)
+
+    def to_show(self) -> tuple[Received, ...]:
+        """Return what another instance needs to know: the certificates' ballots, or without one all ballots."""
+        if self.certificates:
+            return tuple(r for certificate in self.certificates.values() for r in certificate.ballots)
+        return tuple(received for cast in self._cast.values() for received in cast.values())
 
     def _certify(self, option: int, choice: bytes) -> BallotCert:
-        chosen = (r for _, r in sorted(self._first.items()) if r.ballot.option == option)
+        chosen = (cast[option] for _, cast in sorted(self._cast.items()) if option in cast)
         return BallotCert(option, choice, tuple(chosen))
 
     def _accuse(self, sender: str, first: Received, second: Received) -> Equivocation | None:
-        if first.ballot.value == second.ballot.value or sender in self._accused:
+        if sender in self._accused:
             return None
         self._accused.add(sender)
         return Equivocation(

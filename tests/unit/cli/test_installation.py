@@ -43,7 +43,7 @@ def test_what_a_container_mounts_is_open_inside_a_folder_that_is_closed(made: In
 def test_each_service_has_its_identities(made: Installation) -> None:
     backend = select_backend()
     for service in ServiceName:
-        copies = {ServiceName.CONSENSUS: 1, ServiceName.CLI: 1}.get(service, 3)
+        copies = {ServiceName.CONSENSUS: 4, ServiceName.CLI: 1}.get(service, 3)
         for number in range(copies):
             name = f"{service.value}-{number}"
             held = Credentials.load(made.credentials(service), None, name, backend)

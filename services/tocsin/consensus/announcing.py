@@ -1,0 +1,96 @@
+"""The end of a decision in public: its certificate, its announcement, and whether another's announcement holds."""
+
+from __future__ import annotations
+
+from tocsin.bus import Bus
+from tocsin.consensus.effects import End
+from tocsin.contracts.decisions import MAX_MISSING, DecisionAnnounced, Outcome
+from tocsin.contracts.errors import InvalidInputError, InvariantBrokenError, TocsinError
+from tocsin.contracts.identifiers import SpiffeId
+from tocsin.evidence.certificate import DecisionCertificate, certificate_digest
+from tocsin.evidence.choices import close_value
+from tocsin.evidence.epochs import InstalledEpoch
+from tocsin.evidence.verification import verify
+from tocsin.evidence.votes import KeyOf, open_commit, verify_steps
+
+
+def certify(end: End, bus: Bus, key_of: KeyOf) -> bytes:
+    """Put the certificate together and verify it: one that nobody would accept is not announced.
+
+    Raises:
+        InvariantBrokenError: it does not verify.
+    """
+    assert end.ballots is not None  # noqa: S101 - a decision has its ballots
+    ballots = end.ballots.ballots
+    key_ids = {received.key_id for received in ballots} | {end.proposal.key_id}
+    key_ids |= {end.epoch.instances[who].key_id for who in end.commit.votes}
+    keys = [key for one in sorted(key_ids) if (key := key_of(one)) is not None]
+    certificate = DecisionCertificate(
+        epoch=end.epoch.data,
+        proposal=end.proposal.data,
+        ballots=tuple(received.data for received in ballots),
+        votes=tuple(data for _, data in sorted(end.commit.votes.items())),
+        keys=tuple(keys),
+    ).encode()
+    try:
+        verified = verify(
+            certificate, bus.credentials.root_pem, backend=bus.backend, batches=bus.opener.batches
+        )
+    except TocsinError as error:
+        raise InvariantBrokenError(f"our own certificate does not verify: {error}") from error
+    if verified.decision != end.decision:
+        raise InvariantBrokenError("our own certificate is of another decision")
+    return certificate
+
+
+def announcement(end: End, certificate: bytes, now_ns: int) -> DecisionAnnounced:
+    """Return what is published of a decision."""
+    quorum = end.epoch.quorum
+    elapsed_ns = now_ns - end.proposal.envelope.content.issued_at
+    return DecisionAnnounced(
+        decision=end.decision,
+        epoch=end.epoch.digest,
+        outcome=end.outcome,
+        why=end.why,
+        option=None if end.ballots is None else end.proposal.body.options[end.ballots.option],
+        certificate=certificate_digest(certificate) if certificate else None,
+        certificate_bytes=len(certificate),
+        object_name=end.decision.hex() if certificate else None,
+        round=1,
+        participants=quorum.participants,
+        quorum=quorum.needed,
+        ballots_for=end.ballots_for,
+        ballots_received=end.ballots_received,
+        missing=tuple(SpiffeId.parse(who).name for who in end.missing[:MAX_MISSING]),
+        elapsed_ms=max(0.0, elapsed_ns / 1e6),
+        commit=tuple(data for _, data in sorted(end.commit.votes.items())),
+    )
+
+
+def holds(
+    announced: DecisionAnnounced,
+    certificate: bytes,
+    decision: bytes,
+    epoch: InstalledEpoch,
+    bus: Bus,
+    key_of: KeyOf,
+) -> None:
+    """Check another instance's announcement, whoever it is: that it is committed, and that the certificate verifies.
+
+    Raises:
+        TocsinError: it does not hold.
+    """
+    if announced.decision != decision:
+        raise InvalidInputError("an announcement of another decision", reason="wrong_decision")
+    votes = open_commit(announced.commit, epoch, decision, announced.round)
+    verify_steps(votes, epoch, key_of, bus.backend, bus.opener.batches)
+    closes = votes[0].body.value == close_value(decision, announced.round)
+    if closes != (announced.outcome is Outcome.CLOSED):
+        raise InvalidInputError("it announces what was not committed", reason="wrong_outcome")
+    if closes:
+        return
+    if certificate_digest(certificate) != announced.certificate:
+        raise InvalidInputError("the certificate is another one", reason="wrong_certificate")
+    verified = verify(certificate, bus.credentials.root_pem, backend=bus.backend, batches=bus.opener.batches)
+    if verified.decision != decision or verified.option != announced.option:
+        raise InvalidInputError("the certificate is of another decision", reason="wrong_certificate")

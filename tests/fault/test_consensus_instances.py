@@ -1,0 +1,162 @@
+"""Four consensus instances, each a process of its own, killed with SIGKILL in the middle of a decision."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from consensus_fleet import Fleet, start_process
+from support import World, eventually
+
+from tocsin.contracts.catalogue import PING
+from tocsin.contracts.decisions import Outcome, Step
+from tocsin.contracts.errors import TocsinError
+from tocsin.contracts.identifiers import ServiceName
+from tocsin.contracts.operations import PingRequest
+from tocsin.evidence.verification import verify
+
+INSTANCES = 4
+WITHIN_S = 60.0
+
+
+class Processes:
+    """The instances' processes by number."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.running: dict[int, subprocess.Popen[bytes]] = {}
+        self.folders: list[Path] = []
+        for number, credentials in enumerate(fleet.credentials):
+            folder = fleet.world.folder / f"credentials-{number}"
+            credentials.save(folder, f"consensus-{number}")
+            self.folders.append(folder)
+
+    def start(self, number: int) -> None:
+        self.running[number] = start_process(
+            self.fleet.world, self.folders[number], self.fleet.state_dir, str(number)
+        )
+
+    def kill(self, number: int) -> None:
+        process = self.running.pop(number)
+        process.kill()
+        process.wait(10)
+
+    def end(self) -> None:
+        for number in list(self.running):
+            self.kill(number)
+
+
+@contextmanager
+def processes(fleet: Fleet) -> Iterator[Processes]:
+    made = Processes(fleet)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+async def all_ready(fleet: Fleet) -> None:
+    names: set[str] = set()
+
+    async def ask() -> None:
+        try:
+            names.add((await fleet.cli.request(PING[ServiceName.CONSENSUS], PingRequest(), timeout_s=2)).name)
+        except TocsinError:
+            return
+
+    for _ in range(1_000):
+        await ask()
+        if len(names) == INSTANCES:
+            return
+    raise AssertionError(f"only {names} answer")
+
+
+def steps_of(fleet: Fleet, instance: str) -> list[Step]:
+    return [vote.step for (vote, _), who in zip(fleet.votes, fleet.voters, strict=True) if who == instance]
+
+
+def assert_each_step_was_signed_once(fleet: Fleet) -> None:
+    """Whatever was killed when: one envelope for each instance, decision, step and view, sent as often as need be."""
+    signed: dict[tuple[str, bytes, Step, int], set[bytes]] = {}
+    for (vote, data), who in zip(fleet.votes, fleet.voters, strict=True):
+        signed.setdefault((who, vote.decision, vote.step, vote.view), set()).add(data)
+    assert signed
+    assert all(len(envelopes) == 1 for envelopes in signed.values())
+
+
+async def decided(fleet: Fleet, decision: bytes) -> None:
+    announced = await fleet.outcome(decision, within_s=WITHIN_S)
+    assert announced.outcome is Outcome.DECIDED
+    assert {a.outcome for a in fleet.announced if a.decision == decision} == {Outcome.DECIDED}
+    data = await fleet.cli.get_certificate(announced.object_name or "")
+    assert verify(data, fleet.world.authority.certificate_pem).decision == decision
+
+
+@pytest.fixture
+async def fleet(world: World) -> Fleet:
+    fleet = Fleet(world, INSTANCES)
+    await fleet.populate(hosts=3, per_host=3)
+    return fleet
+
+
+@pytest.mark.timeout(240)
+async def test_instances_killed_at_each_step_of_a_decision_sign_nothing_twice(fleet: Fleet) -> None:
+    """The leader after its PROPOSE, VOTE1 and VOTE2, then another one after its VOTE1; each comes back at once."""
+    with processes(fleet) as running:
+        for number in range(INSTANCES):
+            running.start(number)
+        await all_ready(fleet)
+        await fleet.begin()
+        for step, of_leader in (
+            (Step.PROPOSE, True),
+            (Step.VOTE1, True),
+            (Step.VOTE2, True),
+            (Step.VOTE1, False),
+        ):
+            decision = await fleet.propose(deadline_ms=60_000)
+            leader = int.from_bytes(decision[:4], "big") % INSTANCES
+            victim = leader if of_leader else (leader + 1) % INSTANCES
+            name, before = str(fleet.instances[victim]), len(fleet.votes)
+            for host in fleet.hosts:
+                await host.ballot(0)
+
+            def taken(name: str = name, step: Step = step, before: int = before) -> bool:
+                said = zip(fleet.votes[before:], fleet.voters[before:], strict=True)
+                return any(vote.step is step and who == name for (vote, _), who in said)
+
+            await eventually(taken, within_s=WITHIN_S)
+            running.kill(victim)
+            running.start(victim)
+            await decided(fleet, decision)
+            await all_ready(fleet)
+        assert_each_step_was_signed_once(fleet)
+
+
+@pytest.mark.timeout(240)
+async def test_all_instances_killed_and_the_broker_restarted_midway(fleet: Fleet) -> None:
+    """Two instances alone vote and time out; then everything dies, and four come back from their logs."""
+    with processes(fleet) as running:
+        for number in range(INSTANCES):
+            running.start(number)
+        await all_ready(fleet)
+        await fleet.begin()
+        decision = await fleet.propose(deadline_ms=60_000)
+        for number in (2, 3):
+            running.kill(number)
+        for host in fleet.hosts:
+            await host.ballot(0)
+        await eventually(lambda: any(v.step is Step.TIMEOUT for v, _ in fleet.votes), within_s=WITHIN_S)
+        running.end()
+        fleet.world.restart_broker()
+        for number in range(INSTANCES):
+            running.start(number)
+        await all_ready(fleet)
+        # Whatever came of it: agents and the proposer send again what they sent, until it is announced.
+        await fleet.deliver(fleet.proposal)
+        for host in fleet.hosts:
+            await host.ballot(0)
+        await decided(fleet, decision)
+        assert_each_step_was_signed_once(fleet)
