@@ -41,8 +41,8 @@ types: $(STAMP) ## mypy, strict
 imports: $(STAMP) ## the floors of the architecture
 	@$(BIN)/lint-imports
 
-tests: $(STAMP) ## pytest
-	@$(BIN)/pytest
+tests: $(STAMP) ## pytest, two files at a time
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 format: $(STAMP) ## ruff: mend what can be mended
 	@$(BIN)/ruff check --fix $(SOURCES); $(BIN)/ruff format $(SOURCES)
