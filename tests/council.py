@@ -145,7 +145,7 @@ class Council:
     def vote(
         self,
         decision: bytes,
-        value: bytes,
+        value: bytes | None,
         instance: SpiffeId | None = None,
         *,
         view: int = 1,

@@ -96,6 +96,8 @@ class Deciding:
         self._asked = 0
         self._announce_ns: int | None = None
         self._looking = False
+        self.hasty = False
+        """A leader's proposal came after this instance had timed out of its view: it was slow, not dead."""
         self._wants_ballots = False
         """It is this instance's turn to announce, and it lacks the ballots for what was committed."""
 
@@ -146,6 +148,8 @@ class Deciding:
                 effects.append(Show(self.decision, sender, self.proposal, (), self.slot.commit))
         elif timed_out:
             self._own_timeout = voted.data
+        if voted.vote.step is Step.PROPOSE and self.slot.has_left(voted.vote.view):
+            self.hasty = True
         casts = self.slot.receive(voted.received())
         return effects + self._votes(casts) + self.advance(now_ns)
 

@@ -18,7 +18,7 @@ the question and asks again, this one closes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tocsin.consensus.deciding import NS_PER_MS, ROUND, Deciding, Pace
 from tocsin.consensus.effects import Ask, Effect, End, Forget, Show, Voted
@@ -38,6 +38,9 @@ MAX_KNOWN_EPOCHS = 8
 MAX_SHOWN = 1024
 """Announced decisions whose commit is kept, for those that are late."""
 SHOW_AGAIN_NS = 200 * NS_PER_MS
+MAX_STRETCH = 8
+"""How many times longer than set the first view may become on a busy machine: 320 ms with 40. A hostile leader that is
+slow on purpose costs no more than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,8 @@ class Limits:
     open_decisions: int = 256
     open_per_proposer: int = 64
     held_per_agent: int = 4
-    held_per_instance: int = 256
-    """Decisions for which steps of one instance may wait; 16 steps for each."""
+    held_per_instance: int = 64
+    """Decisions for which steps of one instance may wait; 8 steps for each."""
 
 
 @dataclass(slots=True)
@@ -79,7 +82,7 @@ class Protocol:
         )
         self._steps: Held[Voted] = Held(
             decisions_each=self._limits.held_per_instance,
-            messages_each=16,
+            messages_each=8,
             kept_ns=SKEW_NS,
             key=lambda voted: (voted.vote.step, voted.vote.view, voted.vote.value),
         )
@@ -87,6 +90,7 @@ class Protocol:
         """Decisions whose proposals were asked for: how often, and when again."""
         self._shown: dict[tuple[bytes, str], int] = {}
         self._floor = -1
+        self._stretch = 1.0
 
     @property
     def open_decisions(self) -> int:
@@ -284,7 +288,8 @@ class Protocol:
         return self.epoch
 
     def _begin(self, epoch: InstalledEpoch, proposal: Evidence[Proposal], deadline_ns: int) -> Deciding:
-        deciding = Deciding(self._me, epoch, proposal, deadline_ns=deadline_ns, pace=self._pace)
+        pace = replace(self._pace, first_view_ns=int(self._pace.first_view_ns * self._stretch))
+        deciding = Deciding(self._me, epoch, proposal, deadline_ns=deadline_ns, pace=pace)
         self._deciding[proposal.leaf] = deciding
         self._asked.pop(proposal.leaf, None)
         return deciding
@@ -307,6 +312,8 @@ class Protocol:
         return [effect for effect in effects if not isinstance(effect, End)] + ends[:1]
 
     def _remember(self, deciding: Deciding) -> None:
+        # Timers that are too short cost views and never safety: they follow what leaders take on this machine.
+        self._stretch = min(self._stretch * 2, MAX_STRETCH) if deciding.hasty else max(1.0, self._stretch * 0.9)
         until_ns = good_until_ns(deciding.proposal)
         self._past[deciding.decision] = _Past(until_ns, deciding.proposal, deciding.slot.commit)
         with_commit = [past for past in self._past.values() if past.commit is not None]

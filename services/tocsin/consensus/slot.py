@@ -140,6 +140,10 @@ class Slot:
         """
         self._take(own)
 
+    def has_left(self, view: int) -> bool:
+        """Tell whether this instance has timed out of a view."""
+        return view <= self._left
+
     @property
     def waiting(self) -> bytes | None:
         """The value that the current view's leader proposes and this instance may not vote for as yet."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from council import NOW_NS, Council, ballot_body, proposal_body
 
+from tocsin.consensus.deciding import Pace
 from tocsin.consensus.effects import Accuse, CastVote, Effect, End, LookUp, SendAgain, Voted
 from tocsin.consensus.protocol import SKEW_NS, Limits, Protocol
 from tocsin.consensus.tally import Received
@@ -14,7 +15,7 @@ from tocsin.contracts.catalogue import BALLOT, VOTE
 from tocsin.contracts.decisions import Outcome, Step
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.identifiers import SpiffeId
-from tocsin.evidence.choices import close_value
+from tocsin.evidence.choices import choice_digest, close_value, decide_value
 from tocsin.evidence.epochs import open_epoch
 from tocsin.evidence.reading import read
 
@@ -316,3 +317,31 @@ def test_a_ballot_of_the_bus_is_a_ballot_of_the_protocol(council: Council, proto
         ballot = read(data, BALLOT, audience="service.consensus")
         effects += protocol.ballot(Received(ballot.body, ballot.sender, ballot.key_id, data), NOW_NS)
     assert isinstance(settle(council, protocol, effects)[-1], End)
+
+
+def test_a_leader_that_is_slow_but_alive_gets_more_time_for_the_next_decision() -> None:
+    """Of four instances this is not the leader; it times out, and only then the leader's proposal comes."""
+    council = Council(instances=4)
+    me = council.services[0]
+    protocol = Protocol(str(me), pace=Pace(first_view_ns=40 * MS))
+    protocol.install(council.epoch)
+    proposals = (council.propose(proposal_body(council.epoch.digest, subject=str(i))) for i in range(100))
+    led_by_another = [p for p in proposals if int.from_bytes(p.leaf[:4], "big") % 4 == 1][:2]
+    waited: list[int] = []
+    for proposal in led_by_another:
+        protocol.open(proposal, NOW_NS)
+        for who in council.voters[:5]:
+            protocol.ballot(received(council, who, proposal.leaf, 0), NOW_NS)
+        after_ms = next(ms for ms in range(1, 1_000) if protocol.tick(NOW_NS + ms * MS))
+        waited.append(after_ms)
+        value = decide_value(proposal.leaf, 1, choice_digest(proposal.leaf, 1, 0))
+        own = read(council.vote(proposal.leaf, None, me, step=Step.TIMEOUT), VOTE, audience="service.consensus")
+        protocol.signed(Voted(own.body, me, own.key_id, own.data), NOW_NS)
+        for step in (Step.PROPOSE, Step.VOTE2):
+            for one in council.services[1:] if step is Step.VOTE2 else council.services[1:2]:
+                vote = read(
+                    council.vote(proposal.leaf, value, one, step=step), VOTE, audience="service.consensus"
+                )
+                protocol.signed(Voted(vote.body, one, vote.key_id, vote.data), NOW_NS)
+        protocol.announced(proposal.leaf)
+    assert waited == [40, 80]
