@@ -38,14 +38,16 @@ _OLD = re.compile(
     r"(?P<host>\S{1,255}) (?P<app>[^\s:\[]{1,48})(?:\[\d{1,10}\])?: ?(?P<text>.*)$",
     re.DOTALL,
 )
+# Users' names are greedy: they come from the network, and one that spells " from 10.0.0.1 port 1 ssh2" must not speak
+# for another address. The last one in the line is the server's own.
 _FAILED = re.compile(
-    r"^(?:error: )?Failed \S+ for (?:invalid user )?(?P<user>.{0,256}?) from (?P<client>\S+) port (?P<port>\d{1,5})"
+    r"^(?:error: )?Failed \S+ for (?:invalid user )?(?P<user>.{0,512}) from (?P<client>\S+) port (?P<port>\d{1,5})"
 )
 _CLOSED = re.compile(
-    r"^Connection (?:closed|reset) by (?:authenticating|invalid) user (?P<user>.{0,256}?) (?P<client>\S+) "
-    r"port (?P<port>\d{1,5}) \[preauth\]"
+    r"^Connection (?:closed|reset) by (?:authenticating|invalid) user (?P<user>.{0,512}) (?P<client>\S+) "
+    r"port (?P<port>\d{1,5}) \[preauth\]$"
 )
-_ACCEPTED = re.compile(r"^Accepted \S+ for (?P<user>.{0,256}?) from (?P<client>\S+) port (?P<port>\d{1,5})")
+_ACCEPTED = re.compile(r"^Accepted \S+ for (?P<user>.{0,512}) from (?P<client>\S+) port (?P<port>\d{1,5})")
 _PAM = re.compile(
     r"authentication failure; .*?\brhost=(?P<client>[0-9A-Fa-f:.]+)(?:\s+user=(?P<user>\S{1,256}))?"
 )
