@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,6 +104,9 @@ class Sentinel(Agent):
         for watch, lock in self._watches:
             async with lock:
                 await asyncio.to_thread(watch.close)
+        if self._lock is not None:
+            os.close(self._lock)  # lets the next process begin
+            self._lock = None
 
     async def on_observations(self, batch: Observations, context: Context) -> ObservationsTaken:
         """Take a batch of a capture, alert what it shows, and answer what was taken so far."""
