@@ -106,7 +106,7 @@ async def test_workflows_assessment_is_reported_and_its_failure_is_not_the_end(
             await workflow.event(EVENT_ASSESSMENT, outcome)
             return accepted
 
-        await workflow.serve(WORKFLOW_SUBMIT, accept)
+        await workflow.serve(WORKFLOW_SUBMIT, accept, queue="workflow")
         state = fleet.folder / "hosts" / "h1" / "state"
         await fleet.start_host("h1", AGENTS, maker(log))  # type: ignore[arg-type]  # options by role
         await eventually(lambda: bool(written(state, "analyst-01.reports.jsonl")), within_s=60)

@@ -203,7 +203,7 @@ class Sentinel(Agent):
 
     def _count(self, watch: LogWatch, progress: Progress) -> None:
         self.host.metrics.count("sentinel.lines", progress.lines)
-        self.host.metrics.gauge("sentinel.bad_lines", watch.parser.bad.total())
+        self.host.metrics.gauge("sentinel_bad_lines", watch.parser.bad.total())
         for loss in progress.losses:
             self.host.metrics.count(f"sentinel.losses.{loss.kind.value}")
             log.warning("log_loss", source=watch.source, kind=loss.kind.value, octets=loss.octets)
