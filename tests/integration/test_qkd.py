@@ -165,8 +165,8 @@ async def test_servers_that_give_different_keys_are_found_out(
 @pytest.mark.parametrize(
     ("body", "status", "reason"),
     [
-        (container(b"k" * 16), 200, "qkd_wrong_size"),
-        (container(b"k" * 32), 200, "qkd_wrong_key_id"),
+        (container(b"k" * 16, uuid.UUID(int=1)), 200, "qkd_wrong_size"),
+        (container(b"k" * 32, uuid.UUID(int=1)), 200, "qkd_wrong_key_id"),
         (b"{", 200, "qkd_malformed"),
         (b"[]", 200, "qkd_malformed"),
         (b'{"keys": []}', 200, "qkd_malformed"),

@@ -56,8 +56,8 @@ class Exit(IntEnum):
     DENIED = 77, "Authenticated, but not allowed."
     INTERRUPTED = (
         130,
-        "Ctrl-C, or SIGTERM; everything that was started has been ended. `up` and `tail`, which run until "
-        "then, end with 0.",
+        "Ctrl-C, or SIGTERM; everything that was started has been ended. `up`, `ingest` and `tail`, which run "
+        "until then, end with 0.",
     )
 
 

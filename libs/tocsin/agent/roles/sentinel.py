@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,6 +104,9 @@ class Sentinel(Agent):
         for watch, lock in self._watches:
             async with lock:
                 await asyncio.to_thread(watch.close)
+        if self._lock is not None:
+            os.close(self._lock)  # lets the next process begin
+            self._lock = None
 
     async def on_observations(self, batch: Observations, context: Context) -> ObservationsTaken:
         """Take a batch of a capture, alert what it shows, and answer what was taken so far."""
@@ -199,7 +203,7 @@ class Sentinel(Agent):
 
     def _count(self, watch: LogWatch, progress: Progress) -> None:
         self.host.metrics.count("sentinel.lines", progress.lines)
-        self.host.metrics.gauge("sentinel.bad_lines", watch.parser.bad.total())
+        self.host.metrics.gauge("sentinel_bad_lines", watch.parser.bad.total())
         for loss in progress.losses:
             self.host.metrics.count(f"sentinel.losses.{loss.kind.value}")
             log.warning("log_loss", source=watch.source, kind=loss.kind.value, octets=loss.octets)
