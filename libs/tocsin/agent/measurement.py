@@ -100,7 +100,7 @@ def _add(digest: hashlib._Hash, name: str, content: bytes) -> None:
 def _source(one: type) -> Path | None:
     try:
         found = inspect.getsourcefile(one)
-    except TypeError:  # made in an interpreter, or built in
+    except (TypeError, OSError):  # made in an interpreter, or built in
         return None
     path = Path(found).resolve() if found else None
     return path if path is not None and path.exists() else None

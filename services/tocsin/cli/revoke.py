@@ -78,12 +78,16 @@ def find_targets(trust: TrustStore, who: str) -> tuple[Target, ...]:
     return tuple(Target(key_id, tuple(sorted(names))) for key_id, names in sorted(found.items()))
 
 
+GRAVITY = (RevocationReason.RETIRED, RevocationReason.SUPERSEDED, RevocationReason.COMPROMISED)
+"""Reasons, each with all that the ones before it take away."""
+
+
 def extend(
     held: RevocationList | None, key_ids: Sequence[bytes], reason: RevocationReason, *, now_ns: int
 ) -> RevocationList | None:
     """Return the next list, with these keys in it; None if the one that is held says it already.
 
-    A key that was retired can be revoked as compromised later; the other way nothing changes.
+    A key's reason can become graver later (:data:`GRAVITY`); the other way nothing changes.
 
     Raises:
         ExhaustedError: ``too_many_revocations``.
@@ -92,8 +96,7 @@ def extend(
     added = {
         key_id: Revocation(key_id=key_id, reason=reason, since_ns=now_ns)
         for key_id in key_ids
-        if key_id not in entries
-        or (reason is RevocationReason.COMPROMISED and entries[key_id].reason is not reason)
+        if key_id not in entries or GRAVITY.index(reason) > GRAVITY.index(entries[key_id].reason)
     }
     if not added:
         return None
