@@ -104,7 +104,7 @@ class Reports:
     def unfinished(self) -> list[Incident]:
         """Return incidents without a report, the oldest first: those that were taken, and this host's hunters'."""
         found: dict[bytes, Incident] = {}
-        for lines in sorted(self._state_dir.glob("*.incidents.jsonl")):
+        for lines in sorted(filter(_has_lines, self._state_dir.glob("*.incidents.jsonl"))):
             for line in recent_lines(lines)[-MAX_UNFINISHED:]:
                 incident = incident_of(line)
                 if incident is not None and not self._is_finished(incident.incident):
@@ -164,3 +164,11 @@ class Reports:
             fresh.replace(path)
         except OSError as error:
             raise UnavailableError(f"cannot write {path}: {error.strerror}", reason="report_failed") from error
+
+
+def _has_lines(path: Path) -> bool:
+    """Tell whether a file holds anything: a host with hundreds of hunters and analysts looks at each for each."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
