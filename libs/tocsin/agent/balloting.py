@@ -8,7 +8,8 @@ from tocsin.agent.epochs import EpochKeeper
 from tocsin.bus import Bus, Context
 from tocsin.contracts.catalogue import CONSENSUS_BALLOT
 from tocsin.contracts.decisions import Proposal
-from tocsin.contracts.errors import UntrustedError
+from tocsin.contracts.errors import InvalidInputError, UntrustedError
+from tocsin.evidence.committee import committee_of
 from tocsin.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -52,7 +53,7 @@ class Balloting:
         if proposal.epoch != epoch.digest:
             return "other_epoch"
         try:
-            epoch.seat(resident.agent.id, resident.key_id)
-        except UntrustedError as error:
+            committee_of(proposal, epoch).seat(resident.agent.id, resident.key_id)
+        except (InvalidInputError, UntrustedError) as error:
             return error.reason
         return None

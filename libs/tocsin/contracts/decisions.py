@@ -12,11 +12,14 @@ from typing import Annotated
 from pydantic import Field
 
 from tocsin.contracts.base import Digest, Message, MessageId, Name, Nanoseconds, Text
+from tocsin.contracts.identifiers import Role
 from tocsin.contracts.response import Command
 
 MAX_PARTICIPANTS = 4096
 MIN_PARTICIPANTS = 3
 MAX_OPTIONS = 8
+MAX_MEMBERS = 1024
+"""Members of a mission whom a proposal can name."""
 MAX_INSTANCES = 64
 MAX_STEP_BYTES = 8_192
 """More than a VOTE1 or VOTE2 takes with the longest signature, of 4,627 bytes."""
@@ -82,6 +85,25 @@ class Option(Message):
     text: Text
 
 
+class Scope(Message):
+    """Whom a proposal asks: all agents of the epoch, those of one role, or the members of a mission.
+
+    What only some decide is labelled so, and can command nothing (:mod:`tocsin.evidence.committee`).
+    """
+
+    role: Role | None = None
+    mission: Name | None = None
+    members: Annotated[tuple[Name, ...], Field(max_length=MAX_MEMBERS)] = ()
+    """Of the mission, sorted: the proposal itself says who they are, so all who read it count the same."""
+
+    @property
+    def label(self) -> str:
+        """The scope in words: ``all``, ``role hunter`` or ``mission m-1``."""
+        if self.role is not None:
+            return f"role {self.role.value}"
+        return "all" if self.mission is None else f"mission {self.mission}"
+
+
 class Proposal(Message):
     """Shall we do X about Y. Its id is the leaf hash of the envelope's content that carries it."""
 
@@ -93,6 +115,7 @@ class Proposal(Message):
     """SHA-256 of the assessment's body, as it was announced; of the alert's, where an operator asked."""
     options: Annotated[tuple[Option, ...], Field(min_length=2, max_length=MAX_OPTIONS)]
     deadline_ms: Annotated[int, Field(ge=100, le=600_000)]
+    scope: Scope = Scope()
 
 
 class Choice(StrEnum):
@@ -208,6 +231,8 @@ class DecisionAnnounced(Message):
     object_name: Annotated[str, Field(max_length=80)] | None
     """Name in the object store CERTIFICATES."""
     round: Round
+    scope: Annotated[str, Field(max_length=80)] = "all"
+    """Whom it asked; see :attr:`Scope.label`."""
     participants: Count
     quorum: Count
     ballots_for: Count

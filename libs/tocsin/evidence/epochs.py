@@ -81,7 +81,7 @@ class InstalledEpoch:
         Raises:
             UntrustedError: ``not_a_participant`` or ``wrong_key``.
         """
-        return _bound(self.seats, sender, key_id, "not_a_participant")
+        return bound_seat(self.seats, sender, key_id, "not_a_participant")
 
     def instance(self, sender: SpiffeId, key_id: bytes) -> Participant:
         """Return an instance's seat if this key speaks for it in this epoch.
@@ -89,7 +89,7 @@ class InstalledEpoch:
         Raises:
             UntrustedError: ``not_an_instance`` or ``wrong_key``.
         """
-        return _bound(self.instances, sender, key_id, "not_an_instance")
+        return bound_seat(self.instances, sender, key_id, "not_an_instance")
 
     @classmethod
     def from_record(cls, epoch: Epoch, digest: bytes, data: bytes) -> Self:
@@ -175,7 +175,12 @@ def open_epoch(data: bytes, trust: TrustStore, batches: BatchVerifier | None = N
     return InstalledEpoch.from_record(record.body, record.leaf, data)
 
 
-def _bound(seats: Mapping[str, Participant], sender: SpiffeId, key_id: bytes, absent: str) -> Participant:
+def bound_seat(seats: Mapping[str, Participant], sender: SpiffeId, key_id: bytes, absent: str) -> Participant:
+    """Return the seat of ``sender`` if this key speaks for it.
+
+    Raises:
+        UntrustedError: ``absent``, or ``wrong_key``.
+    """
     seat = seats.get(str(sender))
     if seat is None:
         raise UntrustedError(f"{sender} has no seat in this epoch", reason=absent)

@@ -4,8 +4,9 @@ In this order, and nothing is accepted before all of it holds:
 
 1. the root signed the epoch record; n, f, q and Q are recomputed from its seats;
 2. the keys are those that the record binds, each once, and none that nobody uses;
-3. the proposal names this epoch and is signed by an admin with a seat in it; its leaf is the decision's id;
-4. every ballot is of this epoch, decision and round, for one and the same option, by a participant with the
+3. the proposal names this epoch and is signed by an admin with a seat in it; its leaf is the decision's id; who
+   decides follows from its scope (:mod:`tocsin.evidence.committee`), and n, f and q are theirs;
+4. every ballot is of this epoch, decision and round, for one and the same option, by one of them with the
    key bound to it, no two of one participant; there are q;
 5. every vote is a VOTE2 of this epoch, decision and round, on one view, for DECIDE(H(choice)) of that option,
    by distinct instances with their keys; there are Q;
@@ -31,6 +32,7 @@ from tocsin.contracts.response import Command
 from tocsin.crypto import Algorithm, BatchVerifier, SignatureBackend, TrustStore, Verifier, select_backend
 from tocsin.evidence.certificate import DecisionCertificate
 from tocsin.evidence.choices import check_ballot, decide_value
+from tocsin.evidence.committee import committee_of
 from tocsin.evidence.epochs import InstalledEpoch, open_epoch
 from tocsin.evidence.reading import Evidence, read
 
@@ -51,6 +53,8 @@ class VerifiedDecision:
     epoch_digest: bytes
     round: int
     view: int
+    scope: str
+    """Who decided: ``all``, or the committee's label."""
     participants: int
     tolerated_faults: int
     quorum: int
@@ -97,6 +101,7 @@ class VerifiedDecision:
             "epoch": {"number": self.epoch, "digest": self.epoch_digest.hex()},
             "round": self.round,
             "view": self.view,
+            "scope": self.scope,
             "participants": self.participants,
             "tolerated_faults": self.tolerated_faults,
             "quorum": self.quorum,
@@ -162,6 +167,7 @@ class _Case:
         self.epoch = epoch
         self.proposal = read(certificate.proposal, CONSENSUS_PROPOSAL, audience="all")
         self.proposer = check_proposal(self.proposal, epoch)
+        self.committee = committee_of(self.proposal.body, epoch)
         self.decision = self.proposal.leaf
         self.ballots = [read(data, BALLOT, audience=CONSENSUS_AUDIENCE) for data in certificate.ballots]
         self.voters = [self._check_ballot(ballot) for ballot in self.ballots]
@@ -191,16 +197,17 @@ class _Case:
             epoch_digest=epoch.digest,
             round=self.round,
             view=self.view,
-            participants=epoch.quorum.participants,
-            tolerated_faults=epoch.quorum.tolerated_faults,
-            quorum=epoch.quorum.needed,
+            scope=self.committee.label,
+            participants=self.committee.quorum.participants,
+            tolerated_faults=self.committee.quorum.tolerated_faults,
+            quorum=self.committee.quorum.needed,
             voters=tuple(sorted(seat.sender for seat in self.voters)),
             instances=tuple(sorted(seat.sender for seat in self.instances)),
             instances_total=len(epoch.instances),
             instance_quorum=epoch.instance_quorum,
             instance_faults=epoch.instance_faults,
-            byzantine_tolerant=epoch.byzantine_tolerant,
-            why_not=epoch.why_not,
+            byzantine_tolerant=not self.committee.why_not,
+            why_not=self.committee.why_not,
             certificate_digest=sha256(data).digest(),
             signatures_verified=signatures,
             revocation="unknown" if revocations is None else "revoked" if revoked else "none",
@@ -209,12 +216,12 @@ class _Case:
 
     def _check_ballot(self, ballot: Evidence[Ballot]) -> Participant:
         self._check_place(ballot.body)
-        return self.epoch.seat(ballot.sender, ballot.key_id)
+        return self.committee.seat(ballot.sender, ballot.key_id)
 
     def _one_choice(self) -> tuple[int, int, bytes]:
         """Return option, round and H(choice) of all ballots; there is a quorum of distinct participants."""
         _refuse_twice((seat.sender for seat in self.voters), "duplicate_participant")
-        needed = self.epoch.quorum.needed
+        needed = self.committee.quorum.needed
         if len(self.ballots) < needed:
             raise UntrustedError(f"{len(self.ballots)} ballots, the quorum is {needed}", reason="no_quorum")
         first = self.ballots[0].body

@@ -45,7 +45,7 @@ def certify(end: End, bus: Bus, key_of: KeyOf) -> bytes:
 
 def announcement(end: End, certificate: bytes, now_ns: int) -> DecisionAnnounced:
     """Return what is published of a decision."""
-    quorum = end.epoch.quorum
+    quorum = end.committee.quorum
     elapsed_ns = now_ns - end.proposal.envelope.content.issued_at
     return DecisionAnnounced(
         decision=end.decision,
@@ -57,6 +57,7 @@ def announcement(end: End, certificate: bytes, now_ns: int) -> DecisionAnnounced
         certificate_bytes=len(certificate),
         object_name=end.decision.hex() if certificate else None,
         round=1,
+        scope=end.committee.label,
         participants=quorum.participants,
         quorum=quorum.needed,
         ballots_for=end.ballots_for,

@@ -35,6 +35,7 @@ from tocsin.consensus.tally import BallotCert, Received, Tally
 from tocsin.consensus.watch import Watch
 from tocsin.contracts.decisions import Outcome, Proposal, Step
 from tocsin.evidence.choices import close_value, decide_value
+from tocsin.evidence.committee import committee_of
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import Evidence
 
@@ -68,9 +69,10 @@ class Deciding:
         self, me: str, epoch: InstalledEpoch, proposal: Evidence[Proposal], *, deadline_ns: int, pace: Pace
     ) -> None:
         self.epoch = epoch
+        self.committee = committee_of(proposal.body, epoch)
         self.proposal = proposal
         self.decision = proposal.leaf
-        self.tally = Tally(epoch, self.decision, ROUND, len(proposal.body.options))
+        self.tally = Tally(epoch, self.committee, self.decision, ROUND, len(proposal.body.options))
         instances = tuple(epoch.instances)
         self._instances = instances
         self.slot = Slot(
@@ -284,6 +286,7 @@ class Deciding:
         return End(
             decision=self.decision,
             epoch=self.epoch,
+            committee=self.committee,
             proposal=self.proposal,
             outcome=Outcome.CLOSED if closed else Outcome.DECIDED,
             why=self._why(closed=closed),
@@ -295,7 +298,7 @@ class Deciding:
         )
 
     def _why(self, *, closed: bool) -> str:
-        tally, quorum = self.tally, self.epoch.quorum
+        tally, quorum = self.tally, self.committee.quorum
         if not closed:
             return f"{quorum.needed} of {quorum.participants} ballots for one option"
         so_far = f"{tally.leading} of the {quorum.needed} ballots needed, from {tally.ballots} participants"

@@ -8,6 +8,7 @@ from tocsin.consensus import slot
 from tocsin.consensus.tally import BallotCert, Received
 from tocsin.contracts.decisions import Equivocation, Outcome, Proposal, Step, Vote
 from tocsin.contracts.identifiers import SpiffeId
+from tocsin.evidence.committee import Committee
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import Evidence
 
@@ -107,6 +108,7 @@ class End:
 
     decision: bytes
     epoch: InstalledEpoch
+    committee: Committee
     proposal: Evidence[Proposal]
     outcome: Outcome
     why: str

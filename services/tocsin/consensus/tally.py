@@ -17,6 +17,7 @@ from tocsin.contracts.decisions import Ballot, Equivocation
 from tocsin.contracts.errors import InvalidInputError
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.evidence.choices import check_ballot
+from tocsin.evidence.committee import Committee
 from tocsin.evidence.epochs import InstalledEpoch
 
 
@@ -44,10 +45,18 @@ class BallotCert:
 class Tally:
     """The ballots of one round of one decision."""
 
-    def __init__(self, epoch: InstalledEpoch, decision: bytes, round_number: int, options: int) -> None:
+    def __init__(
+        self,
+        epoch: InstalledEpoch,
+        committee: Committee,
+        decision: bytes,
+        round_number: int,
+        options: int,
+    ) -> None:
         self.certificates: dict[bytes, BallotCert] = {}
         """By H(choice). At most one for ever, unless more than f participants are hostile."""
         self._epoch = epoch
+        self._committee = committee
         self._decision = decision
         self._round = round_number
         self._options = options
@@ -64,7 +73,7 @@ class Tally:
             InvalidInputError: ``wrong_epoch``, ``wrong_decision``, ``wrong_round`` or ``bad_choice``.
         """
         ballot, sender = received.ballot, str(received.sender)
-        self._epoch.seat(received.sender, received.key_id)
+        self._committee.seat(received.sender, received.key_id)
         self._check_place(ballot)
         option = check_ballot(ballot, self._options)
         cast = self._cast.setdefault(sender, {})
@@ -74,7 +83,7 @@ class Tally:
         cast[option] = received
         if option is not None:
             self._counts[option] += 1
-            if self._counts[option] == self._epoch.quorum.needed:
+            if self._counts[option] == self._committee.quorum.needed:
                 self.certificates[ballot.value] = self._certify(option, ballot.value)
         return None if first is None else self._accuse(sender, first, received)
 
@@ -96,13 +105,13 @@ class Tally:
     @property
     def impossible(self) -> bool:
         """Whether no option can reach the quorum any more, whatever the silent ones say."""
-        silent = self._epoch.quorum.participants - len(self._cast)
-        return self.leading + silent < self._epoch.quorum.needed
+        silent = self._committee.quorum.participants - len(self._cast)
+        return self.leading + silent < self._committee.quorum.needed
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Ids of the participants without a ballot, in order."""
-        return tuple(sender for sender in self._epoch.seats if sender not in self._cast)
+        return tuple(sender for sender in self._committee.seats if sender not in self._cast)
 
     def to_show(self) -> tuple[Received, ...]:
         """Return what another instance needs to know: the certificates' ballots, or without one all ballots."""
