@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tocsin.agent.ballots import BallotCaster, BallotLog
 from tocsin.bus import Bus, BusSettings, Context, Credentials, Sent
+from tocsin.bus.envelope import decode_envelope, encode_envelope
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_BALLOT, DELIVER_ALL
 from tocsin.contracts.decisions import Ballot, Choice, Proposal
@@ -32,6 +34,7 @@ from tocsin.evidence.verification import CONSENSUS_AUDIENCE
 from tocsin.telemetry import Metrics, configure_logging, set_aside
 
 OPTIONS = 2
+FLOOD = 20
 
 
 class Conduct(StrEnum):
@@ -46,6 +49,8 @@ class Conduct(StrEnum):
     """It votes in an honest agent's name, under its own key, and its own ballot has a wrong signature."""
     REPLAY = "replay"
     """It sends its ballot of the decision before in place of one, and its own three times."""
+    FLOOD = "flood"
+    """It sends its ballot with so many wrong signatures, each another one, before the right one."""
 
 
 class VotingPlan(BaseModel):
@@ -160,31 +165,25 @@ class Voters:
     async def _of(
         self, who: SpiffeId, epoch: bytes, decision: bytes, honest: int, other: int
     ) -> list[tuple[str, Sent]]:
+        conduct = self._plan.hostile.get(str(who))
+        if conduct is Conduct.SILENT:
+            return []
         subject = CONSENSUS_BALLOT.at(decision=decision.hex(), agent=who.name)
-        match self._plan.hostile.get(str(who)):
-            case None:
-                return [(subject, await self._sign(who, epoch, decision, honest))]
-            case Conduct.OPPOSE:
-                return [(subject, await self._sign(who, epoch, decision, other))]
-            case Conduct.EQUIVOCATE:
-                both = [await self._sign(who, epoch, decision, option) for option in (other, honest)]
-                return [(subject, sent) for sent in both]
-            case Conduct.SILENT:
-                return []
-            case Conduct.FORGE:
-                # No key here speaks for the victim, so the process's own signs.
-                victim = SpiffeId.parse(self._plan.victim)
-                forged = await self._sign(victim, epoch, decision, other)
-                own = await self._sign(who, epoch, decision, other)
-                broken = own._replace(data=own.data[:-1] + bytes([own.data[-1] ^ 1]))
-                return [
-                    (CONSENSUS_BALLOT.at(decision=decision.hex(), agent=victim.name), forged),
-                    (subject, broken),
-                ]
-            case Conduct.REPLAY:
-                mine = await self._sign(who, epoch, decision, other)
-                before, self._last[str(who)] = self._last.get(str(who), mine), mine
-                return [(subject, before), (subject, mine), (subject, mine), (subject, mine)]
+        mine = await self._sign(who, epoch, decision, honest if conduct is None else other)
+        sent = [(subject, mine)]
+        if conduct is Conduct.EQUIVOCATE:
+            sent.append((subject, await self._sign(who, epoch, decision, honest)))
+        elif conduct is Conduct.FORGE:
+            # No key here speaks for the victim, so the process's own signs.
+            victim = SpiffeId.parse(self._plan.victim)
+            at = CONSENSUS_BALLOT.at(decision=decision.hex(), agent=victim.name)
+            sent = [(at, await self._sign(victim, epoch, decision, other)), (subject, _broken(mine, 1))]
+        elif conduct is Conduct.REPLAY:
+            before, self._last[str(who)] = self._last.get(str(who), mine), mine
+            sent = [(subject, before), *sent, *sent, *sent]
+        elif conduct is Conduct.FLOOD:
+            sent = [*((subject, _broken(mine, number)) for number in range(1, FLOOD + 1)), *sent]
+        return sent
 
     async def _sign(self, who: SpiffeId, epoch: bytes, decision: bytes, option: int) -> Sent:
         ballot = Ballot(
@@ -196,6 +195,14 @@ class Voters:
             value=choice_digest(decision, 1, option),
         )
         return await self._bus.make(BALLOT, ballot, audience=CONSENSUS_AUDIENCE, sender=who)
+
+
+def _broken(sent: Sent, change: int) -> Sent:
+    """Return an envelope with one byte of its signature changed: it decodes, and does not hold."""
+    envelope = decode_envelope(sent.data, max_bytes=len(sent.data))
+    signature = envelope.proof.signature
+    proof = replace(envelope.proof, signature=bytes([signature[0] ^ change]) + signature[1:])
+    return sent._replace(data=encode_envelope(envelope.content_bytes, envelope.key_id, proof))
 
 
 async def main() -> None:
