@@ -696,13 +696,37 @@ CONSENSUS_EPOCH = Request(
     message_class=MessageClass.EVIDENCE,
     doc="Install an epoch that the root signed.",
 )
+EPOCH_DECIDED = MessageType(
+    "epoch_decided",
+    decisions.EpochDecided,
+    MessageClass.EVIDENCE,
+    senders(ServiceName.CONSENSUS),
+    16 * KIB,
+    0,
+    "An epoch was decided; its certificate is in the object store.",
+)
 CONSENSUS_EPOCHS = Subject(
     "CONSENSUS_EPOCHS",
     "consensus.epochs.{number}",
-    (CONSENSUS_EPOCH.request_type,),
+    (CONSENSUS_EPOCH.request_type, EPOCH_DECIDED),
     "service.consensus",
-    "The root's epoch records as they were installed, for whoever ballots or verifies.",
+    "The root's epoch records as they were installed, and where those that were decided are proven.",
     stream="DECISIONS",
+)
+MEMBERSHIP_WISH = MessageType(
+    "membership_wish",
+    decisions.MembershipWish,
+    MessageClass.LIVE,
+    senders(ServiceName.FLEET),
+    ttl_ms=10_000,
+    doc="Fleet asks the admins to propose the next epoch.",
+)
+MEMBERSHIP = Subject(
+    "MEMBERSHIP",
+    "fleet.membership",
+    (MEMBERSHIP_WISH,),
+    "role.admin",
+    "Fleet to the admins: who should sit in the next epoch.",
 )
 QPU_LIST = Request(
     "qpu.list", quantum.QpuListRequest, quantum.QpuList, _S.QPU_MANAGER, OPERATORS, doc="All QPUs."
@@ -886,6 +910,7 @@ SUBJECTS: tuple[Subject, ...] = (
     CONSENSUS_SHOWN,
     CONSENSUS_DECISION,
     CONSENSUS_EPOCHS,
+    MEMBERSHIP,
     REVOCATION_LIST,
     REVOCATION_STATEMENT,
     WORK,

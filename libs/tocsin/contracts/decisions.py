@@ -25,6 +25,9 @@ MAX_STEP_BYTES = 8_192
 """More than a VOTE1 or VOTE2 takes with the longest signature, of 4,627 bytes."""
 MAX_VOTE_BYTES = 393_216
 """More than a step takes that brings the certificate of the 43 of :data:`MAX_INSTANCES`."""
+MAX_CHANGED_SEATS = 256
+"""Seats that come, and seats that go, in one change of the epoch: a proposal has 64 KiB."""
+MAX_MISCONDUCT = 2
 MAX_MISSING = 1024
 """Most names in an announcement: with names of 63 characters they fill a quarter of its 256 KiB."""
 
@@ -83,6 +86,8 @@ class Option(Message):
     command: Command | None
     """None: do nothing."""
     text: Text
+    epoch: Digest | None = None
+    """Digest of the epoch that this option makes the next one; see :class:`EpochChange`."""
 
 
 class Scope(Message):
@@ -104,6 +109,83 @@ class Scope(Message):
         return "all" if self.mission is None else f"mission {self.mission}"
 
 
+class Equivocation(Message):
+    """Proof that a participant broke its word: ``audit.equivocation``.
+
+    Of an agent: two different ballots for one round. Of a consensus instance: two different values in one step of
+    one view; or a VOTE2, and in a later view a VOTE1 for another value that rests on no QC1 from the lock's view
+    or above. The two envelopes are the proof: whoever reads this verifies them
+    (:mod:`tocsin.evidence.misbehaviour`), and need not believe who sent it.
+    """
+
+    epoch: Digest
+    decision: Digest
+    round: Round
+    accused: Annotated[str, Field(max_length=512)]
+    first: Annotated[bytes, Field(max_length=MAX_VOTE_BYTES)]
+    second: Annotated[bytes, Field(max_length=MAX_VOTE_BYTES)]
+
+
+class RemovalCause(StrEnum):
+    """Why a seat goes (consensus.md, "Epochs"). Those that prove themselves are not counted against the daily share."""
+
+    ABSENT = "absent"
+    """Its host is gone, or silent."""
+    QUARANTINED = "quarantined"
+    RENEWED = "renewed"
+    """The agent speaks with another key now; it joins with that one in the same change."""
+    REVOKED = "revoked"
+    """The root has revoked its key."""
+    MISCONDUCT = "misconduct"
+    """It has signed two ballots for one round; the proof comes along."""
+
+
+class Removal(Message):
+    """A seat that goes."""
+
+    sender: Annotated[str, Field(max_length=512)]
+    cause: RemovalCause
+
+
+class Misconduct(Message):
+    """Two ballots that contradict each other, and the public key that signed both."""
+
+    proof: Equivocation
+    public_key: Annotated[bytes, Field(max_length=2592)]
+
+
+class EpochChange(Message):
+    """What makes the next epoch of the one that a proposal names. The record itself follows from the two.
+
+    The consensus instances stay as they are: others need the root.
+    """
+
+    number: Annotated[int, Field(ge=1, le=2**32)]
+    created_ns: Nanoseconds
+    joined: Annotated[tuple[Participant, ...], Field(max_length=MAX_CHANGED_SEATS)] = ()
+    removed: Annotated[tuple[Removal, ...], Field(max_length=MAX_CHANGED_SEATS)] = ()
+    misconduct: Annotated[tuple[Misconduct, ...], Field(max_length=MAX_MISCONDUCT)] = ()
+    """For each removal of that cause, in the order of their ids."""
+
+
+class MembershipWish(Message):
+    """Fleet asks the admins to propose the next epoch: ``fleet.membership``."""
+
+    previous: Digest
+    """The epoch that fleet holds."""
+    change: EpochChange
+
+
+class EpochDecided(Message):
+    """An epoch was decided: ``consensus.epochs.<number>``. It says where the proof is, and is none."""
+
+    number: Annotated[int, Field(ge=1, le=2**32)]
+    epoch: Digest
+    previous: Digest
+    decision: Digest
+    """Its certificate stands under this name, in hex, in the object store CERTIFICATES."""
+
+
 class Proposal(Message):
     """Shall we do X about Y. Its id is the leaf hash of the envelope's content that carries it."""
 
@@ -116,6 +198,8 @@ class Proposal(Message):
     options: Annotated[tuple[Option, ...], Field(min_length=2, max_length=MAX_OPTIONS)]
     deadline_ms: Annotated[int, Field(ge=100, le=600_000)]
     scope: Scope = Scope()
+    change: EpochChange | None = None
+    """Where the question is the next epoch: what its first option changes (:mod:`tocsin.evidence.succession`)."""
 
 
 class Choice(StrEnum):
@@ -168,23 +252,6 @@ class Vote(Message):
     """Value of that QC1."""
     certificate: Annotated[tuple[StepBytes, ...], Field(max_length=MAX_INSTANCES)] = ()
     """PROPOSE, TIMEOUT: the Q VOTE1 envelopes of that QC1."""
-
-
-class Equivocation(Message):
-    """Proof that a participant broke its word: ``audit.equivocation``.
-
-    Of an agent: two different ballots for one round. Of a consensus instance: two different values in one step of
-    one view; or a VOTE2, and in a later view a VOTE1 for another value that rests on no QC1 from the lock's view
-    or above. The two envelopes are the proof: whoever reads this verifies them
-    (:mod:`tocsin.evidence.misbehaviour`), and need not believe who sent it.
-    """
-
-    epoch: Digest
-    decision: Digest
-    round: Round
-    accused: Annotated[str, Field(max_length=512)]
-    first: Annotated[bytes, Field(max_length=MAX_VOTE_BYTES)]
-    second: Annotated[bytes, Field(max_length=MAX_VOTE_BYTES)]
 
 
 class Lacking(Message):

@@ -2,7 +2,8 @@
 
 In this order, and nothing is accepted before all of it holds:
 
-1. the root signed the epoch record; n, f, q and Q are recomputed from its seats;
+1. the root signed the epoch record, and each epoch after it was decided in the one before it (:func:`follow`, by
+   rules 2 to 6 itself); n, f, q and Q are recomputed from its seats;
 2. the keys are those that the record binds, each once, and none that nobody uses;
 3. the proposal names this epoch and is signed by an admin with a seat in it; its leaf is the decision's id; who
    decides follows from its scope (:mod:`tocsin.evidence.committee`), and n, f and q are theirs;
@@ -20,9 +21,10 @@ was wise, nor that no participant signed two ballots.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from types import MappingProxyType
 
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_PROPOSAL, VOTE
 from tocsin.contracts.decisions import Ballot, Option, Participant, Proposal, Step, Vote
@@ -30,13 +32,16 @@ from tocsin.contracts.errors import InvalidInputError, UntrustedError
 from tocsin.contracts.identifiers import Role
 from tocsin.contracts.response import Command
 from tocsin.crypto import Algorithm, BatchVerifier, SignatureBackend, TrustStore, Verifier, select_backend
+from tocsin.evidence.bundle import Bundle, is_bundle
 from tocsin.evidence.certificate import DecisionCertificate
 from tocsin.evidence.choices import check_ballot, decide_value
 from tocsin.evidence.committee import committee_of
 from tocsin.evidence.epochs import InstalledEpoch, open_epoch
 from tocsin.evidence.reading import Evidence, read
+from tocsin.evidence.succession import INSTALL, succession_of
 
 CONSENSUS_AUDIENCE = "service.consensus"
+NOTHING_BELIEVED: Mapping[bytes, InstalledEpoch] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +133,19 @@ def verify(
     data: bytes,
     root_pem: bytes,
     *,
+    links: Sequence[bytes] = (),
+    believed: Mapping[bytes, InstalledEpoch] = NOTHING_BELIEVED,
     revocations: Collection[bytes] | None = None,
     backend: SignatureBackend | None = None,
     batches: BatchVerifier | None = None,
 ) -> VerifiedDecision:
-    """Verify a certificate.
+    """Verify a certificate, alone or with the chain of its epoch in a bundle.
 
     Args:
-        data: its bytes; any bytes end in a value or in one of our errors.
+        data: its bytes, or those of a bundle; any bytes end in a value or in one of our errors.
         root_pem: the trust root's certificate.
+        links: the certificates of the decisions that its chain names, in that order, if no bundle brings them.
+        believed: epochs that were verified before, by digest; a decision of one of them needs no links.
         revocations: ids of keys known to be revoked. They are reported, and change nothing else: within a
             decision the epoch record alone judges (consensus.md, "Epochs").
         backend: who computes signatures; by default the one that this machine selects.
@@ -148,16 +157,128 @@ def verify(
         DeniedError: ``sender_not_allowed`` or ``not_an_admin``.
     """
     backend = backend or select_backend()
+    if is_bundle(data):
+        bundle = Bundle.decode(data)
+        data, links = bundle.certificate, bundle.links
     certificate = DecisionCertificate.decode(data)
     if batches is None:  # an empty one is false
-        batches = BatchVerifier(len(certificate.ballots) + len(certificate.votes) + 2)
-    epoch = open_epoch(certificate.epoch, TrustStore(root_pem, backend), batches)
+        batches = _memory_for(certificate)
+    epoch = believed.get(epoch_named(certificate)) if believed else None
+    if epoch is None:
+        epoch = believe(certificate, links, root_pem, backend, batches)
+    return _verify(certificate, data, epoch, revocations, backend, batches)
+
+
+def verify_within(
+    data: bytes,
+    epoch: InstalledEpoch,
+    *,
+    revocations: Collection[bytes] | None = None,
+    backend: SignatureBackend | None = None,
+    batches: BatchVerifier | None = None,
+) -> VerifiedDecision:
+    """Verify a certificate of an epoch that is believed already.
+
+    Raises:
+        TocsinError: as :func:`verify`.
+    """
+    certificate = DecisionCertificate.decode(data)
+    batches = _memory_for(certificate) if batches is None else batches
+    return _verify(certificate, data, epoch, revocations, backend or select_backend(), batches)
+
+
+def _memory_for(certificate: DecisionCertificate) -> BatchVerifier:
+    return BatchVerifier(len(certificate.ballots) + len(certificate.votes) + 2)
+
+
+def _verify(
+    certificate: DecisionCertificate,
+    data: bytes,
+    epoch: InstalledEpoch,
+    revocations: Collection[bytes] | None,
+    backend: SignatureBackend,
+    batches: BatchVerifier,
+) -> VerifiedDecision:
+    if (certificate.epoch, certificate.chain) != (epoch.data, epoch.chain):
+        raise InvalidInputError("the certificate names another chain to its epoch", reason="wrong_chain")
     case = _Case(certificate, epoch)
     full = {(e.key_id, batches.root_of(e.leaf, e.envelope.proof)) for _, e in case.signed()}
     verifiers = _verifiers(certificate, case, backend)
     for seat, evidence in case.signed():
         evidence.verify(verifiers[seat.key_id], batches)
     return case.verified(data, signatures=len(full) + 1, revocations=revocations)
+
+
+def believe(
+    certificate: DecisionCertificate,
+    links: Sequence[bytes],
+    root_pem: bytes,
+    backend: SignatureBackend,
+    batches: BatchVerifier | None = None,
+) -> InstalledEpoch:
+    """Return the epoch of a certificate: from the root's record, decision by decision.
+
+    Raises:
+        InvalidInputError: ``missing_link``, ``wrong_order`` or ``wrong_link``: the links are not those that the chain
+            names; or as :func:`follow`.
+        UntrustedError: the root did not sign the record; or as :func:`follow`.
+    """
+    given = tuple(named(link) for link in links)
+    if given != certificate.chain:
+        if sorted(given) == sorted(certificate.chain):
+            raise InvalidInputError("the chain's links are in another order", reason="wrong_order")
+        if missing := set(certificate.chain) - set(given):
+            raise UntrustedError(
+                f"{len(missing)} of the {len(certificate.chain)} links to the root are missing",
+                reason="missing_link",
+                advice="export it with its chain: tocsin decision export",
+            )
+        raise InvalidInputError("a link is of a decision that the chain does not name", reason="wrong_link")
+    epoch = open_epoch(certificate.epoch, TrustStore(root_pem, backend), batches)
+    for link in links:
+        epoch = follow(epoch, link, backend, batches)
+    return epoch
+
+
+def follow(
+    epoch: InstalledEpoch, link: bytes, backend: SignatureBackend, batches: BatchVerifier | None = None
+) -> InstalledEpoch:
+    """Return the epoch that a decision of another one has made.
+
+    Args:
+        epoch: is believed.
+        link: the decision's certificate.
+        backend: who computes signatures.
+        batches: a process's own memory of batch signatures that it has verified in full.
+
+    Raises:
+        InvalidInputError: ``no_next_epoch``: it decided something else; or as :func:`succession_of`.
+        TocsinError: as :func:`verify_within`.
+    """
+    decided = verify_within(link, epoch, backend=backend, batches=batches)
+    after = succession_of(decided.proposal, decided.decision, epoch, backend)
+    if after is None or decided.option != decided.proposal.options[INSTALL]:
+        raise InvalidInputError("a link of the chain decides on no epoch", reason="no_next_epoch")
+    return after.epoch
+
+
+def named(link: bytes) -> bytes:
+    """Return the decision that a certificate says it is of; nothing is proven by that.
+
+    Raises:
+        TocsinError: it is no certificate.
+    """
+    certificate = DecisionCertificate.decode(link)
+    return read(certificate.proposal, CONSENSUS_PROPOSAL, audience="all").leaf
+
+
+def epoch_named(certificate: DecisionCertificate) -> bytes:
+    """Return the digest of the epoch that a certificate's proposal names.
+
+    Raises:
+        TocsinError: its proposal is none.
+    """
+    return read(certificate.proposal, CONSENSUS_PROPOSAL, audience="all").body.epoch
 
 
 class _Case:
