@@ -14,7 +14,7 @@ Everything that an agent sends goes through :attr:`Agent.host`, signed under the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -26,7 +26,7 @@ from tocsin.agent.support import Support, choose
 from tocsin.bus import Context, Sent
 from tocsin.contracts.analysis import Assessment, AssessmentMade
 from tocsin.contracts.base import Message
-from tocsin.contracts.decisions import DecisionAnnounced, Proposal
+from tocsin.contracts.decisions import DecisionAnnounced, MembershipWish, Proposal
 from tocsin.contracts.errors import DeniedError, InvalidInputError
 from tocsin.contracts.identifiers import AgentName, Priority, Role, SpiffeId
 from tocsin.contracts.missions import Objective
@@ -56,6 +56,10 @@ class HostView(Protocol):
     @property
     def epoch(self) -> InstalledEpoch | None:
         """The epoch that is installed, once this host has it."""
+
+    @property
+    def epochs(self) -> Mapping[bytes, InstalledEpoch]:
+        """The last epochs that this host has come to believe, by digest."""
 
     @property
     def state_dir(self) -> Path:
@@ -168,6 +172,9 @@ class Agent:
             return None
         index, reason = choose(proposal, self.support, proposer=context.sender.name)
         return BallotChoice(index, reason)
+
+    async def on_membership(self, wish: MembershipWish, context: Context) -> None:
+        """Take note that fleet wishes for the next epoch: for admins."""
 
     async def on_decision(self, announced: DecisionAnnounced, context: Context) -> None:
         """Learn how a decision ended."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from tocsin.agent.agent import BallotChoice
 from tocsin.agent.ballots import FIRST_ROUND, BallotCaster, BallotLog
 from tocsin.agent.delivery import Resident
 from tocsin.agent.epochs import EpochKeeper
+from tocsin.agent.succession import Electorate
 from tocsin.bus import Bus, Context
 from tocsin.contracts.catalogue import CONSENSUS_BALLOT
 from tocsin.contracts.decisions import Proposal
@@ -18,11 +20,12 @@ log = get_logger(__name__)
 class Balloting:
     """Asks a resident for its choice and casts it."""
 
-    def __init__(self, bus: Bus, ballots: BallotLog, epochs: EpochKeeper) -> None:
+    def __init__(self, bus: Bus, ballots: BallotLog, epochs: EpochKeeper, electorate: Electorate) -> None:
         self._bus = bus
         self._ballots = ballots
         self._caster = BallotCaster(bus, ballots)
         self._epochs = epochs
+        self._electorate = electorate
 
     async def ballot(self, resident: Resident, proposal: Proposal, context: Context) -> None:
         """Ask an agent, and cast its ballot; one that has balloted is not asked again.
@@ -37,14 +40,22 @@ class Balloting:
             await self._bus.send(CONSENSUS_BALLOT.at(decision=context.leaf.hex(), agent=agent.name), kept)
             return
         choice = await agent.on_proposal(proposal, context)
+        if (why_not := self._why_not(resident, proposal)) is None and proposal.change is not None:
+            choice = await self._judge(resident, proposal, context)
         if choice is None:
             self._bus.metrics.count("ballots_withheld.by_choice")
-        elif (why_not := self._why_not(resident, proposal)) is not None:
+        elif why_not is not None:
             self._bus.metrics.count(f"ballots_withheld.{why_not}")
             log.warning("ballot_withheld", agent=agent.name, decision=context.leaf.hex(), reason=why_not)
         else:
             await self._caster.cast(agent.id, proposal, context, choice.option, choice.reason)
             self._bus.metrics.count("ballots_cast")
+
+    async def _judge(self, resident: Resident, proposal: Proposal, context: Context) -> BallotChoice | None:
+        """Choose on the next epoch, by the one rule for all roles."""
+        if (epoch := self._epochs.epoch) is None:
+            return None
+        return await self._electorate.judge(resident.agent.id, epoch, proposal, context)
 
     def _why_not(self, resident: Resident, proposal: Proposal) -> str | None:
         epoch = self._epochs.epoch

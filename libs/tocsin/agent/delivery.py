@@ -22,7 +22,7 @@ from tocsin.bus import Context
 from tocsin.contracts.analysis import AssessmentMade
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import ALERT_BACKUP
-from tocsin.contracts.decisions import DecisionAnnounced, Proposal
+from tocsin.contracts.decisions import DecisionAnnounced, MembershipWish, Proposal
 from tocsin.contracts.errors import (
     DeniedError,
     ExhaustedError,
@@ -142,6 +142,17 @@ class Delivery:
         for resident in self._residents:
             self._put(resident, body, context)
 
+    def membership(self, wish: MembershipWish, context: Context) -> None:
+        """Take fleet's wish for the next epoch, for the admins here.
+
+        Raises:
+            UnavailableError: ``closing``.
+        """
+        self._refuse_if_closed()
+        for resident in self._residents:
+            if resident.agent.role is Role.ADMIN:
+                self._put(resident, wish, context)
+
     async def observe(self, resident: Resident, batch: Observations, context: Context) -> ObservationsTaken:
         """Let a sentinel answer a batch, in its turn.
 
@@ -250,6 +261,8 @@ async def call_handler(agent: Agent, body: Message, context: Context) -> None:
         await agent.on_intelligence(body, context)
     elif isinstance(body, DecisionAnnounced):
         await agent.on_decision(body, context)
+    elif isinstance(body, MembershipWish):
+        await agent.on_membership(body, context)
     elif isinstance(body, AssessmentMade):
         await agent.on_assessment(body, context)
     else:

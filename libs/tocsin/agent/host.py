@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from tocsin.agent.missions import Missions
 from tocsin.agent.peers import Peers
 from tocsin.agent.receipts import ReceiptSender
 from tocsin.agent.settings import HostSettings
+from tocsin.agent.succession import Electorate, SupportLog
 from tocsin.bus import Bus, Context, Sent
 from tocsin.bus.consumer import Consumer
 from tocsin.bus.credentials import read
@@ -63,6 +64,7 @@ from tocsin.contracts.catalogue import (
     HEARTBEAT_TYPE,
     HOST_ATTEST,
     HOST_PING,
+    MEMBERSHIP,
     OBSERVE,
     ROUTE,
     THREAT_ALERT,
@@ -176,6 +178,8 @@ class AgentHost:
         self._membership = await asyncio.to_thread(self._prepare)
         ballots = await asyncio.to_thread(BallotLog, self.state_dir / "ballots.log")
         self._open.callback(ballots.close)
+        supported = await asyncio.to_thread(SupportLog, self.state_dir / "epochs.log")
+        self._open.callback(supported.close)
         journal = await asyncio.to_thread(
             AlertJournal, self.state_dir / "alerts.journal", now_ns=time.time_ns()
         )
@@ -188,7 +192,7 @@ class AgentHost:
         self._sealing_keys = SealingKeys(self._bus)
         self._receipts = ReceiptSender(self._bus, self.settings.host_name)
         self._residents = {name: self._settle(agent) for name, agent in self.agents.items()}
-        balloting = Balloting(self._bus, ballots, self._epochs)
+        balloting = Balloting(self._bus, ballots, self._epochs, Electorate(self._bus, supported))
         carried = [(resident.agent, resident.inbox) for resident in self._residents.values()]
         emergencies = Emergencies(self._bus, journal, self._receipts, carried)
         self._delivery = Delivery(
@@ -296,6 +300,7 @@ class AgentHost:
         made = await bus.consume(EVENT, to.fact, durable=f"{durable}-assessments", only_new=True, at=about)
         self._consumers = (alerts, decisions, made)
         if Role.ADMIN.value in roles:
+            await bus.subscribe(MEMBERSHIP, to.membership)
             self._consumers += (
                 await bus.consume(
                     DISCOVERY_BACKUP,
@@ -397,6 +402,11 @@ class AgentHost:
     def epoch(self) -> InstalledEpoch | None:
         """The epoch that is installed, once this host has it."""
         return self._epochs.epoch
+
+    @property
+    def epochs(self) -> Mapping[bytes, InstalledEpoch]:
+        """The last epochs that this host has come to believe, by digest."""
+        return self._epochs.reader.known
 
     @property
     def state_dir(self) -> Path:

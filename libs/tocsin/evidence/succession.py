@@ -120,6 +120,11 @@ def next_epoch(
     )
 
 
+def asks_for_epoch(proposal: Proposal) -> bool:
+    """Tell whether a proposal is about the next epoch, rightly or not."""
+    return proposal.change is not None or any(option.epoch is not None for option in proposal.options)
+
+
 def succession_of(
     proposal: Proposal, decision: bytes, epoch: InstalledEpoch, backend: SignatureBackend
 ) -> Succession | None:
@@ -132,7 +137,7 @@ def succession_of(
     """
     change = proposal.change
     names = [option.epoch for option in proposal.options]
-    if change is None and not any(names):
+    if not asks_for_epoch(proposal):
         return None
     if (
         change is None

@@ -10,7 +10,7 @@ from tocsin.contracts.identifiers import SpiffeId
 from tocsin.evidence.certificate import DecisionCertificate, certificate_digest
 from tocsin.evidence.choices import close_value
 from tocsin.evidence.epochs import InstalledEpoch
-from tocsin.evidence.verification import verify
+from tocsin.evidence.verification import verify_within
 from tocsin.evidence.votes import KeyOf, open_commit, verify_steps
 
 
@@ -27,15 +27,14 @@ def certify(end: End, bus: Bus, key_of: KeyOf) -> bytes:
     keys = [key for one in sorted(key_ids) if (key := key_of(one)) is not None]
     certificate = DecisionCertificate(
         epoch=end.epoch.data,
+        chain=end.epoch.chain,
         proposal=end.proposal.data,
         ballots=tuple(received.data for received in ballots),
         votes=tuple(data for _, data in sorted(end.commit.votes.items())),
         keys=tuple(keys),
     ).encode()
     try:
-        verified = verify(
-            certificate, bus.credentials.root_pem, backend=bus.backend, batches=bus.opener.batches
-        )
+        verified = verify_within(certificate, end.epoch, backend=bus.backend, batches=bus.opener.batches)
     except TocsinError as error:
         raise InvariantBrokenError(f"our own certificate does not verify: {error}") from error
     if verified.decision != end.decision:
@@ -92,6 +91,6 @@ def holds(
         return
     if certificate_digest(certificate) != announced.certificate:
         raise InvalidInputError("the certificate is another one", reason="wrong_certificate")
-    verified = verify(certificate, bus.credentials.root_pem, backend=bus.backend, batches=bus.opener.batches)
+    verified = verify_within(certificate, epoch, backend=bus.backend, batches=bus.opener.batches)
     if verified.decision != decision or verified.option != announced.option:
         raise InvalidInputError("the certificate is of another decision", reason="wrong_certificate")

@@ -31,6 +31,7 @@ from tocsin.consensus.effects import (
     vote_of,
 )
 from tocsin.consensus.slot import Cast, Commit, Slot
+from tocsin.consensus.succession import Changes
 from tocsin.consensus.tally import BallotCert, Received, Tally
 from tocsin.consensus.watch import Watch
 from tocsin.contracts.decisions import Outcome, Proposal, Step
@@ -66,8 +67,17 @@ class Deciding:
     """A decision that is open, or committed and not yet known to be announced."""
 
     def __init__(
-        self, me: str, epoch: InstalledEpoch, proposal: Evidence[Proposal], *, deadline_ns: int, pace: Pace
+        self,
+        me: str,
+        epoch: InstalledEpoch,
+        proposal: Evidence[Proposal],
+        *,
+        deadline_ns: int,
+        pace: Pace,
+        changes: Changes | None = None,
     ) -> None:
+        self._changes = changes or Changes()
+        self._changes.opened(proposal.leaf, proposal.body)
         self.epoch = epoch
         self.committee = committee_of(proposal.body, epoch)
         self.proposal = proposal
@@ -108,15 +118,20 @@ class Deciding:
     @property
     def outcome(self) -> bytes | None:
         """The value that this instance proposes on its own knowledge."""
-        if (certificate := self.tally.certificate) is not None:
+        if (certificate := self.tally.certificate) is not None and not self._barred(certificate):
             return decide_value(self.decision, ROUND, certificate.choice)
         return close_value(self.decision, ROUND) if self.late or self.tally.impossible else None
 
     def admissible(self, value: bytes) -> bool:
         """Tell whether this instance may vote for a value on its own knowledge."""
-        if self.tally.certificates:
-            return self._certificate_of(value) is not None
+        if any(not self._barred(certificate) for certificate in self.tally.certificates.values()):
+            certificate = self._certificate_of(value)
+            return certificate is not None and not self._barred(certificate)
         return value == self.outcome
+
+    def _barred(self, certificate: BallotCert) -> bool:
+        """Whether it makes an epoch that may not come beside another: see :mod:`tocsin.consensus.succession`."""
+        return self._changes.bars(self.decision, self.proposal.body, self.epoch, certificate.option)
 
     def _certificate_of(self, value: bytes) -> BallotCert | None:
         for certificate in self.tally.certificates.values():

@@ -24,6 +24,7 @@ from tocsin.consensus.deciding import NS_PER_MS, ROUND, Deciding, Pace
 from tocsin.consensus.effects import Ask, Effect, End, Forget, Show, Voted
 from tocsin.consensus.held import Held
 from tocsin.consensus.slot import Commit
+from tocsin.consensus.succession import Changes
 from tocsin.consensus.tally import Received
 from tocsin.contracts.decisions import Proposal
 from tocsin.contracts.errors import ConflictError, ExhaustedError, InvalidInputError, UntrustedError
@@ -90,6 +91,7 @@ class Protocol:
         """Decisions whose proposals were asked for: how often, and when again."""
         self._shown: dict[tuple[bytes, str], int] = {}
         self._floor = -1
+        self.changes = Changes()
         self._stretch = 1.0
 
     @property
@@ -127,16 +129,24 @@ class Protocol:
         current = self.epoch
         if current is not None and epoch.digest == current.digest:
             return False
-        if epoch.epoch.number <= self._floor:
+        if epoch.epoch.number <= self._floor and not self._overrules(epoch):
             raise ConflictError(f"epoch {epoch.epoch.number} is not after {self._floor}", reason="stale_epoch")
         if self._me not in epoch.instances:
             raise InvalidInputError(f"{self._me} is no instance of this epoch", reason="not_an_instance")
         self.epoch = epoch
-        self._floor = epoch.epoch.number
+        self._floor = max(self._floor, epoch.epoch.number)
+        self.changes.installed(epoch)
         self._known[epoch.digest] = epoch
         while len(self._known) > MAX_KNOWN_EPOCHS:
             del self._known[next(iter(self._known))]
         return True
+
+    def _overrules(self, epoch: InstalledEpoch) -> bool:
+        """Tell whether the root's own record comes in place of one of its number that was decided meanwhile."""
+        current = self.epoch
+        if current is None or current.is_checkpoint or not epoch.is_checkpoint:
+            return False
+        return epoch.epoch.number == current.epoch.number == self._floor
 
     def abstain_until_after(self, number: int) -> None:
         """Take no part in epochs up to this number: they were installed, and what was voted there is lost."""
@@ -289,7 +299,7 @@ class Protocol:
 
     def _begin(self, epoch: InstalledEpoch, proposal: Evidence[Proposal], deadline_ns: int) -> Deciding:
         pace = replace(self._pace, first_view_ns=int(self._pace.first_view_ns * self._stretch))
-        deciding = Deciding(self._me, epoch, proposal, deadline_ns=deadline_ns, pace=pace)
+        deciding = Deciding(self._me, epoch, proposal, deadline_ns=deadline_ns, pace=pace, changes=self.changes)
         self._deciding[proposal.leaf] = deciding
         self._asked.pop(proposal.leaf, None)
         return deciding

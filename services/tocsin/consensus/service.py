@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import chain, repeat
 
+from tocsin.agent.epochs import EpochReader, age
 from tocsin.bus import Bus, Context, Sent, Service, handles, subscribes
 from tocsin.consensus.announcing import announcement, certify, holds
 from tocsin.consensus.deciding import Pace
@@ -28,6 +29,7 @@ from tocsin.consensus.effects import (
     Show,
     Voted,
 )
+from tocsin.consensus.epochs import check_change, made_by, makes_epoch, publish_epoch
 from tocsin.consensus.passing import OpenPage, as_voted, open_page, pages
 from tocsin.consensus.protocol import Limits, Protocol, good_until_ns
 from tocsin.consensus.settings import ConsensusSettings
@@ -55,6 +57,7 @@ from tocsin.contracts.decisions import (
     Ballot,
     DecisionAnnounced,
     Epoch,
+    EpochDecided,
     EpochInstalled,
     Lacking,
     Outcome,
@@ -73,7 +76,8 @@ from tocsin.contracts.errors import (
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.evidence.epochs import InstalledEpoch, open_epoch
 from tocsin.evidence.reading import read
-from tocsin.evidence.verification import CONSENSUS_AUDIENCE
+from tocsin.evidence.succession import asks_for_epoch
+from tocsin.evidence.verification import CONSENSUS_AUDIENCE, follow
 from tocsin.evidence.votes import open_certificate, verify_steps
 from tocsin.telemetry import get_logger
 
@@ -109,6 +113,7 @@ class ConsensusService(Service[ConsensusSettings]):
         self._to_go_on: list[Effect] = []
         self._writing: set[asyncio.Future[None]] = set()
         self._keeping = Keeping()
+        self._epochs = EpochReader(bus)
 
     @property
     def ready(self) -> bool:
@@ -124,7 +129,8 @@ class ConsensusService(Service[ConsensusSettings]):
         self._keys |= recovered.keys
         for decision, until_ns in recovered.ended.items():
             self.protocol.remember_ended(decision, until_ns)
-        for epoch in sorted(recovered.epochs.values(), key=lambda e: e.epoch.number):
+        for epoch in sorted(recovered.epochs.values(), key=age):
+            self._epochs.keep(epoch)
             if self._speaks_in(epoch):
                 self.protocol.install(epoch)
             else:
@@ -144,6 +150,7 @@ class ConsensusService(Service[ConsensusSettings]):
         own = {"instance": self.bus.id.name}
         await self.bus.subscribe(CONSENSUS_LACKING, self.on_lacking, at=own)
         await self.bus.subscribe(CONSENSUS_SHOWN, self.on_shown, at=own)
+        self.bus.connection.on_reconnect(self._reconnected)
         self._do(self._to_go_on)
         self.bus.spawn(self._tick(), "deadlines")
 
@@ -163,23 +170,16 @@ class ConsensusService(Service[ConsensusSettings]):
         An epoch that is made after the log was begun was missed, and is taken: whatever this instance has cast
         in it would be in the log. In one that is older than the log it may have voted, into a log that is lost.
         """
-        try:
-            last = await self.bus.last(CONSENSUS_EPOCHS)
-        except UnavailableError:
-            raise
-        except TocsinError as error:
-            # Whoever can write to the broker can put anything there; it counts for nothing.
-            log.warning("epoch_in_stream_refused", reason=error.reason)
-            last = None
-        if last is not None and isinstance(last[0], Epoch) and last[1].leaf not in recovered.epochs:
+        latest = await self._epochs.latest()
+        if latest is not None and latest.digest not in recovered.epochs:
             begun_ns = recovered.begun_ns
-            if begun_ns is not None and begun_ns < last[0].created_ns:
-                await self.on_epoch(last[0], last[1])
+            if begun_ns is not None and begun_ns < latest.epoch.created_ns:
+                await self._adopt(latest)
             else:
-                log.error("vote_log_lost", epoch=last[0].number, advice="install a new epoch")
-                self.protocol.abstain_until_after(last[0].number)
+                log.error("vote_log_lost", epoch=latest.epoch.number, advice="install a new epoch")
+                self.protocol.abstain_until_after(latest.epoch.number)
         elif self.protocol.epoch is not None:
-            await self._publish_epoch(self.protocol.epoch)
+            await publish_epoch(self.bus, self.protocol.epoch)
 
     async def _tick(self) -> None:
         while True:
@@ -200,7 +200,7 @@ class ConsensusService(Service[ConsensusSettings]):
         epoch = await asyncio.to_thread(open_epoch, context.data, self.bus.trust, self.bus.opener.batches)
         epoch.instance(self.bus.id, self._own_key.key_id)
         await self._install(epoch)
-        await self._publish_epoch(epoch)
+        await publish_epoch(self.bus, epoch)
         return EpochInstalled(
             epoch=epoch.digest,
             participants=epoch.quorum.participants,
@@ -212,12 +212,29 @@ class ConsensusService(Service[ConsensusSettings]):
         )
 
     @subscribes(CONSENSUS_EPOCHS)
-    async def on_epoch(self, _: Epoch, context: Context) -> None:
-        """Take an epoch that was given to another instance."""
+    async def on_epoch(self, told: Message, context: Context) -> None:
+        """Take an epoch that was given to another instance, or decided."""
         current = self.protocol.epoch
-        if current is not None and current.digest == context.leaf:
-            return
-        epoch = await asyncio.to_thread(open_epoch, context.data, self.bus.trust, self.bus.opener.batches)
+        digest = told.epoch if isinstance(told, EpochDecided) else context.leaf
+        if current is None or current.digest != digest:
+            await self._adopt(await self._epochs.read(told, context))
+
+    def _reconnected(self) -> None:
+        self.bus.spawn(self._catch_up(), "epochs")
+
+    async def _catch_up(self) -> None:
+        """Take an epoch that came while the broker was away."""
+        current = self.protocol.epoch
+        latest = await self._epochs.latest(0 if current is None else current.epoch.created_ns)
+        if latest is not None:
+            await self._adopt(latest)
+
+    async def _adopt(self, epoch: InstalledEpoch) -> None:
+        """Install an epoch that is believed, if this instance has a seat in it and it is later than its own.
+
+        Raises:
+            UntrustedError: ``wrong_key``.
+        """
         if str(self.bus.id) not in epoch.instances:
             self.metrics.count("epochs_of_others")
             return
@@ -231,6 +248,7 @@ class ConsensusService(Service[ConsensusSettings]):
     async def _install(self, epoch: InstalledEpoch) -> None:
         if not self.protocol.install(epoch):
             return
+        self._epochs.keep(epoch)
         await self._persist(self._log.keep_epoch(epoch))
         log.info(
             "epoch_installed",
@@ -249,6 +267,8 @@ class ConsensusService(Service[ConsensusSettings]):
             return
         self._learn_key(context, self.protocol.epoch)
         proposal = read(context.data, CONSENSUS_PROPOSAL, audience="all")
+        if asks_for_epoch(body):
+            await asyncio.to_thread(check_change, proposal, self.protocol.epoch, self.bus.backend)
         self._do(self.protocol.open(proposal, context.now_ns))
 
     @subscribes(CONSENSUS_BALLOT)
@@ -300,6 +320,7 @@ class ConsensusService(Service[ConsensusSettings]):
         self._keys |= {one: key for one, key in shown.keys.items() if one not in self._keys}
         effects: list[Effect] = []
         if shown.proposal is not None:
+            await asyncio.to_thread(check_change, shown.proposal, shown.epoch, self.bus.backend)
             effects += self.protocol.open(shown.proposal, context.now_ns, shown=True)
         for received in shown.ballots:
             try:
@@ -408,9 +429,10 @@ class ConsensusService(Service[ConsensusSettings]):
         """See whether the decision is announced; an announcement that does not hold is none."""
         epoch = self.protocol.epoch_of(decision)
         stands = False
+        made: InstalledEpoch | None = None
 
         async def look() -> None:
-            nonlocal stands
+            nonlocal stands, made
             last = await self.bus.last(CONSENSUS_DECISION, at={"decision": decision.hex()})
             if last is None or not isinstance(last[0], DecisionAnnounced) or epoch is None:
                 return
@@ -418,6 +440,8 @@ class ConsensusService(Service[ConsensusSettings]):
             if announced.outcome is Outcome.DECIDED:
                 certificate = await self.bus.get_certificate(decision.hex())
             await asyncio.to_thread(holds, announced, certificate, decision, epoch, self.bus, self._key_of)
+            if makes_epoch(announced):
+                made = await asyncio.to_thread(follow, epoch, certificate, self.bus.backend)
             stands = True
 
         try:
@@ -425,6 +449,10 @@ class ConsensusService(Service[ConsensusSettings]):
         except TocsinError as error:
             log.warning("announcement_refused", decision=decision.hex(), reason=error.reason, detail=str(error))
             self.metrics.count(f"announcements_refused.{error.reason}")
+        if made is not None:
+            await self._adopt(made)
+        elif stands:
+            self.protocol.changes.closed(decision)
         if stands:
             self._do(self.protocol.announced(decision))
         else:
@@ -448,6 +476,13 @@ class ConsensusService(Service[ConsensusSettings]):
         if end.outcome is Outcome.DECIDED:
             certificate = await asyncio.to_thread(certify, end, self.bus, self._key_of)
             await self._until_taken(lambda: self.bus.put_certificate(end.decision.hex(), certificate))
+        made = await asyncio.to_thread(made_by, end, self.bus.backend)
+        if made is not None:
+            # Before the end is kept: who has forgotten this decision must go by what it has made.
+            await self._adopt(made)
+            await self._until_taken(partial(publish_epoch, self.bus, made))
+        else:
+            self.protocol.changes.closed(end.decision)
         announced = announcement(end, certificate, time.time_ns())
 
         async def announce() -> None:
@@ -467,13 +502,6 @@ class ConsensusService(Service[ConsensusSettings]):
             view=end.commit.view,
             elapsed_ms=round(announced.elapsed_ms, 1),
         )
-
-    async def _publish_epoch(self, epoch: InstalledEpoch) -> None:
-        record = read(epoch.data, CONSENSUS_EPOCH.request_type, audience=CONSENSUS_AUDIENCE)
-        content = record.envelope.content
-        sent = Sent(content.id, record.leaf, epoch.data, content.issued_at)
-        subject = CONSENSUS_EPOCHS.at(number=str(epoch.epoch.number))
-        await self.bus.send(subject, sent, stream=CONSENSUS_EPOCHS.stream)
 
     # --- Inside -------------------------------------------------------------------------------
 

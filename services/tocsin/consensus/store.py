@@ -1,8 +1,9 @@
 """What must survive: this instance's steps, and with each what it rests on.
 
 One append-only log (:mod:`tocsin.evidence.journal`). Each entry is a letter and the bytes as they came: ``N`` when
-the log was begun, ``E`` an epoch record, ``P`` a proposal, ``B`` a ballot, ``K`` a public key, ``Q`` a VOTE1 that a
-VOTE2 rests on, ``V`` an own step, ``D`` the id of a decision that was announced and until when its proposal is good.
+the log was begun, ``E`` an epoch record of the root, ``S`` an epoch that was decided, ``P`` a proposal, ``B`` a
+ballot, ``K`` a public key, ``Q`` a VOTE1 that a VOTE2 rests on, ``V`` an own step, ``D`` the id of a decision that was
+announced and until when its proposal is good.
 A step stands in one append with its proposal, its ballots and its QC1, so after a crash either all of it is there, or
 none, and then nothing was sent.
 
@@ -27,12 +28,15 @@ from tocsin.crypto import TrustStore, key_id
 from tocsin.evidence.epochs import InstalledEpoch, open_epoch
 from tocsin.evidence.journal import Journal, JournalWriter
 from tocsin.evidence.reading import Evidence, read
+from tocsin.evidence.succession import pack_epoch, unpack_epoch
 from tocsin.evidence.verification import CONSENSUS_AUDIENCE
 from tocsin.evidence.votes import KeyOf
 
 LAYOUT = 1
 """Of the folder that the log is in."""
-_BEGUN, _EPOCH, _PROPOSAL, _BALLOT, _KEY, _VOTE1, _VOTE, _DONE = (letter.encode() for letter in "NEPBKQVD")
+_BEGUN, _EPOCH, _DECIDED, _PROPOSAL, _BALLOT, _KEY, _VOTE1, _VOTE, _DONE = (
+    letter.encode() for letter in "NESPBKQVD"
+)
 
 
 @dataclass(slots=True)
@@ -85,7 +89,8 @@ class VoteLog:
 
     async def keep_epoch(self, epoch: InstalledEpoch) -> None:
         """Keep an epoch record."""
-        await self._writer.append([_EPOCH + epoch.data])
+        entry = _EPOCH + epoch.data if epoch.is_checkpoint else _DECIDED + pack_epoch(epoch)
+        await self._writer.append([entry])
 
     async def keep_steps(self, entries: Sequence[bytes]) -> None:
         """Keep steps together with what they rest on, as :class:`Keeping` has put them; then they may be sent."""
@@ -166,6 +171,9 @@ def _take(recovered: Recovered, letter: bytes, data: bytes, trust: TrustStore) -
     unfinished = recovered.unfinished
     if letter == _EPOCH:
         epoch = open_epoch(data, trust)
+        recovered.epochs[epoch.digest] = epoch
+    elif letter == _DECIDED:
+        epoch = unpack_epoch(data, trust)
         recovered.epochs[epoch.digest] = epoch
     elif letter == _PROPOSAL:
         proposal = read(data, CONSENSUS_PROPOSAL, audience="all")

@@ -7,7 +7,8 @@ certificate's digest to everyone; the certificate, and not the admin, is what gu
 
 An operator's wish (an alert with ``wish``, which only services may send) becomes a proposal in the same way. All admins
 hear it; the one that owns it (rendezvous on its id) proposes at once, the next if no proposal has come after
-TAKE_OVER_S, and so on: a dead admin delays a wish and does not lose it.
+TAKE_OVER_S, and so on: a dead admin delays a wish and does not lose it. Fleet's wish for the next epoch goes the
+same way; what comes of it needs no order.
 
 Does not survive a restart: a decision whose proposer is gone is not ordered by another admin (the certificate
 remains, and can be ordered by hand).
@@ -28,13 +29,22 @@ from tocsin.bus import Context, Sent
 from tocsin.bus.envelope import encode_body
 from tocsin.contracts.analysis import Assessment
 from tocsin.contracts.catalogue import CONSENSUS_PROPOSAL, THREAT_ALERT
-from tocsin.contracts.decisions import DecisionAnnounced, Option, Outcome, Proposal
+from tocsin.contracts.decisions import (
+    DecisionAnnounced,
+    EpochChange,
+    MembershipWish,
+    Option,
+    Outcome,
+    Proposal,
+)
 from tocsin.contracts.errors import DeniedError, TocsinError, UnavailableError
 from tocsin.contracts.identifiers import Kind, Priority, Role, Severity
 from tocsin.contracts.observations import Incident, Observations
 from tocsin.contracts.response import Command, ResponseOrder, ResponseWish
 from tocsin.contracts.routing import ThreatAlert
+from tocsin.crypto import select_backend
 from tocsin.evidence.choices import MAX_ROUNDS
+from tocsin.evidence.succession import next_epoch
 from tocsin.telemetry import get_logger
 
 DEADLINE_MS = 10_000
@@ -112,6 +122,37 @@ def proposal_on_wish(
         assessment=asked.digest,
         options=options_of(wish.command),
         deadline_ms=deadline_ms,
+    )
+
+
+def proposal_of_epoch(
+    change: EpochChange, epoch: InstalledEpoch, *, deadline_ms: int = DEADLINE_MS
+) -> Proposal:
+    """Return the proposal to make the next epoch: option 0 installs it, option 1 keeps this one.
+
+    Args:
+        change: What fleet wishes for.
+        epoch: The one that it changes.
+        deadline_ms: Of a round.
+
+    Raises:
+        TocsinError: the change breaks a rule of :mod:`tocsin.evidence.succession`.
+    """
+    # The record does not depend on the decision's id, which is known only once the proposal is signed.
+    after = next_epoch(epoch, change, bytes(32), select_backend())
+    what = f"epoch {change.number}: {len(change.joined)} seats come, {len(change.removed)} go"
+    return Proposal(
+        epoch=epoch.digest,
+        workflow=after.digest[:16],
+        subject=what,
+        evidence=(),
+        assessment=after.digest,
+        options=(
+            Option(name="install", command=None, text=what, epoch=after.digest),
+            Option(name="keep", command=None, text=f"go on in epoch {epoch.epoch.number}"),
+        ),
+        deadline_ms=deadline_ms,
+        change=change,
     )
 
 
@@ -215,6 +256,10 @@ class Admin(Agent):
         asked = Asked(str(context.sender), context.content.id, digest)
         self.host.spawn(self._grant(alert.wish, asked), f"wish to {self.name}")
 
+    async def on_membership(self, wish: MembershipWish, context: Context) -> None:  # noqa: ARG002 - the hook's signature
+        """Propose the next epoch, when it is this admin's turn."""
+        self.host.spawn(self._succeed(wish), f"membership to {self.name}")
+
     async def on_proposal(self, proposal: Proposal, context: Context) -> BallotChoice | None:
         """Note that somebody has proposed, and choose."""
         self._proposed.keep(proposal.workflow, None)
@@ -235,6 +280,28 @@ class Admin(Agent):
         if asked.alert not in self._proposed and self._enter(asked.alert, wish.command, about):
             make = partial(proposal_on_wish, wish, asked, deadline_ms=self._deadline_ms)
             await self._propose(asked.alert, wish.command, make, about)
+
+    async def _succeed(self, wish: MembershipWish) -> None:
+        """Propose what fleet wishes for, unless an admin before this one has by then."""
+        epoch = self.host.epoch
+        if epoch is None or epoch.digest != wish.previous:
+            log.info("epoch_not_proposed", agent=self.name, reason="other_epoch")
+            return
+        try:
+            proposal = await asyncio.to_thread(
+                proposal_of_epoch, wish.change, epoch, deadline_ms=self._deadline_ms
+            )
+            turn = turn_of(self.name, proposal.workflow, self.host.peers(Role.ADMIN))
+            await asyncio.sleep(TAKE_OVER_S * turn)
+            if proposal.workflow in self._proposed:
+                return
+            sent = await self._send_proposal(lambda _: proposal)
+        except TocsinError as error:
+            self.host.metrics.count(f"admin.epochs_not_proposed.{error.reason}")
+            log.warning("epoch_not_proposed", agent=self.name, reason=error.reason, detail=str(error))
+            return
+        self.host.metrics.count("admin.epochs_proposed")
+        log.info("epoch_proposed", agent=self.name, decision=sent.leaf.hex(), number=wish.change.number)
 
     def _enter(self, case: bytes, command: Command, about: dict[str, str]) -> bool:
         """Enter a proposal into the docket; False, and said, if there must be none."""
