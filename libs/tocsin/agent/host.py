@@ -69,6 +69,7 @@ from tocsin.contracts.catalogue import (
     ROUTE,
     THREAT_ALERT,
 )
+from tocsin.contracts.decisions import DecisionAnnounced
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.fleet import Heartbeat
 from tocsin.contracts.health import Attestation, Challenge, MeasuredAgent, Measurement
@@ -137,6 +138,7 @@ class AgentHost:
         self._bus: Bus
         self._membership: Membership
         self._epochs: EpochKeeper
+        self._electorate: Electorate
         self._sealing_keys: SealingKeys
         self._receipts: ReceiptSender
         self._delivery: Delivery
@@ -192,7 +194,8 @@ class AgentHost:
         self._sealing_keys = SealingKeys(self._bus)
         self._receipts = ReceiptSender(self._bus, self.settings.host_name)
         self._residents = {name: self._settle(agent) for name, agent in self.agents.items()}
-        balloting = Balloting(self._bus, ballots, self._epochs, Electorate(self._bus, supported))
+        self._electorate = Electorate(self._bus, supported)
+        balloting = Balloting(self._bus, ballots, self._epochs, self._electorate)
         carried = [(resident.agent, resident.inbox) for resident in self._residents.values()]
         emergencies = Emergencies(self._bus, journal, self._receipts, carried)
         self._delivery = Delivery(
@@ -291,7 +294,7 @@ class AgentHost:
         )
         decisions = await bus.consume(
             CONSENSUS_DECISION,
-            to.fact,
+            self._on_decision,
             durable=f"{durable}-decisions",
             only_new=True,
             max_deliver=DECISION_MAX_DELIVER,
@@ -311,6 +314,11 @@ class AgentHost:
                     at={"reach": "role", "name": Role.ADMIN.value},
                 ),
             )
+
+    async def _on_decision(self, body: Message, context: Context) -> None:
+        if isinstance(body, DecisionAnnounced):
+            await self._electorate.ended(body)
+        await self._delivery.fact(body, context)
 
     async def _serve_observe(self, resident: Resident) -> None:
         if resident.agent.role is Role.SENTINEL:

@@ -7,7 +7,8 @@ An agent supports a change only if the record follows from its own epoch by :mod
 * each new seat's key is certified for it under the root, with the algorithm that the record names, and neither
   revoked nor of one that is quarantined;
 * each key that is removed as revoked is on the root's list, and who is removed as quarantined is;
-* it has supported no other change of this epoch within :data:`HELD_ROUNDS` deadlines and a minute.
+* it supports no other change of this epoch: one whose decision has not ended, within :data:`HELD_ROUNDS` deadlines and
+  a minute.
 
 Else it ballots for keeping the epoch. The last rule makes that two changes of one epoch seldom come to compete; what
 keeps them from both being decided is the consensus instances' rule (:mod:`tocsin.consensus.succession`). It stands on
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from tocsin.agent.agent import BallotChoice
 from tocsin.bus import Bus, Context
-from tocsin.contracts.decisions import EpochChange, Participant, Proposal, RemovalCause
+from tocsin.contracts.decisions import DecisionAnnounced, EpochChange, Participant, Proposal, RemovalCause
 from tocsin.contracts.errors import InvariantBrokenError, TocsinError, UntrustedError
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.evidence.epochs import InstalledEpoch
@@ -70,6 +71,12 @@ class SupportLog:
         """Tell whether another change of this epoch is supported still."""
         last = self._last
         return last is not None and last.epoch == epoch and last.decision != decision and now_ns < last.until_ns
+
+    async def withdraw(self, decision: bytes) -> None:
+        """Support a change no more: its decision has ended without it."""
+        last = self._last
+        if last is not None and last.decision == decision and last.until_ns:
+            await self.support(last.epoch, bytes(32), 0)
 
     async def support(self, epoch: bytes, decision: bytes, until_ns: int) -> None:
         """Support a change; when this returns it is on the disk.
@@ -119,6 +126,14 @@ class Electorate:
             held_ns = HELD_ROUNDS * proposal.deadline_ms * NS_PER_MS + HELD_NS
             await self._supported.support(epoch.digest, decision, context.content.issued_at + held_ns)
         return BallotChoice(INSTALL, "follows from the epoch by the rule")
+
+    async def ended(self, announced: DecisionAnnounced) -> None:
+        """Take note that a decision has ended: whoever supported its change may support another one.
+
+        It is an instance's word, and not verified: the rule that rests on this is for progress alone.
+        """
+        if announced.option is None or announced.option.epoch is None:
+            await self._supported.withdraw(announced.decision)
 
     async def _why_not(self, epoch: InstalledEpoch, proposal: Proposal, context: Context) -> str:
         """Return the reason for which no agent here may support the change; empty if there is none."""

@@ -53,6 +53,8 @@ TAKE_OVER_S = 2.0
 """How long the next admin waits for the proposal of the one before it."""
 EPOCH_WITHIN_S = 10.0
 SEND_WITHIN_S = 30.0
+CHANGE_NS = 120_000_000_000
+"""How long at most a change of the epoch keeps others from being proposed, whatever its proposer says."""
 MAX_PROPOSALS = 1024
 NS_PER_S = 1_000_000_000
 
@@ -230,6 +232,8 @@ class Admin(Agent):
         """Outcomes of others' proposals, and of ours that were decided before we knew their id."""
         self._proposed: Memory[bytes, None] = Memory(MAX_PROPOSALS)
         """Workflows and wishes that somebody has proposed on."""
+        self._changes: Memory[bytes, int] = Memory(MAX_PROPOSALS)
+        """Changes of the epoch that are being decided, and when that ends at the latest."""
 
     async def on_task(self, content: Observations | Incident | Assessment, context: Context) -> None:
         """Propose what an analyst's assessment recommends."""
@@ -263,10 +267,14 @@ class Admin(Agent):
     async def on_proposal(self, proposal: Proposal, context: Context) -> BallotChoice | None:
         """Note that somebody has proposed, and choose."""
         self._proposed.keep(proposal.workflow, None)
+        if proposal.change is not None:
+            lasts_ns = min(MAX_ROUNDS * proposal.deadline_ms * 1_000_000, CHANGE_NS)
+            self._changes.keep(context.leaf, context.content.issued_at + lasts_ns)
         return await super().on_proposal(proposal, context)
 
     async def on_decision(self, announced: DecisionAnnounced, context: Context) -> None:  # noqa: ARG002 - the hook's signature
         """Order what was decided on a proposal of ours."""
+        self._changes.take(announced.decision)
         proposed = self._sent.take(announced.decision)
         if proposed is None:
             self._early.keep(announced.decision, announced)
@@ -293,7 +301,7 @@ class Admin(Agent):
             )
             turn = turn_of(self.name, proposal.workflow, self.host.peers(Role.ADMIN))
             await asyncio.sleep(TAKE_OVER_S * turn)
-            if proposal.workflow in self._proposed:
+            if proposal.workflow in self._proposed or self._is_changing():
                 return
             sent = await self._send_proposal(lambda _: proposal)
         except TocsinError as error:
@@ -302,6 +310,11 @@ class Admin(Agent):
             return
         self.host.metrics.count("admin.epochs_proposed")
         log.info("epoch_proposed", agent=self.name, decision=sent.leaf.hex(), number=wish.change.number)
+
+    def _is_changing(self) -> bool:
+        """Tell whether a change of the epoch is being decided: two at once would hinder one another."""
+        now_ns = self.host.now_ns()
+        return any(ends_ns > now_ns for ends_ns in self._changes.values())
 
     def _enter(self, case: bytes, command: Command, about: dict[str, str]) -> bool:
         """Enter a proposal into the docket; False, and said, if there must be none."""
