@@ -13,7 +13,7 @@ from fleet_support import FleetWorld, agent_id, recorder, tokens_for
 from support import DOMAIN, World, eventually
 
 from tocsin.agent import Agent, AgentHost
-from tocsin.agent.epochs import EpochReader
+from tocsin.agent.epochs import EpochReader, fetch_proof
 from tocsin.agent.roles.admin import Admin
 from tocsin.bus import Bus, Credentials, Sent
 from tocsin.cli.authority import sign_as_root
@@ -27,8 +27,6 @@ from tocsin.contracts.catalogue import (
 )
 from tocsin.contracts.decisions import DecisionAnnounced, Epoch, EpochInstalled
 from tocsin.contracts.identifiers import Role, ServiceName, SpiffeId
-from tocsin.evidence.bundle import Bundle
-from tocsin.evidence.certificate import DecisionCertificate
 from tocsin.evidence.epochs import InstalledEpoch, make_epoch
 from tocsin.fleet.service import FleetService
 from tocsin.router.service import RouterService
@@ -72,9 +70,7 @@ class Republic:
     async def start_instance(self, number: int) -> ConsensusService:
         bus = await self.world.bus(credentials=self.credentials[number])
         values = self.world.settings().model_dump() | {"instance": str(number)}
-        service = ConsensusService(
-            bus, ConsensusSettings(**values, state_dir=self.world.folder / "consensus")
-        )
+        service = ConsensusService(bus, ConsensusSettings(**values, state_dir=self.world.folder / "consensus"))
         await service.start()
         return service
 
@@ -83,9 +79,7 @@ class Republic:
         return await self.install(self.record(0))
 
     def record(self, number: int, *, without: tuple[str, ...] = ()) -> Epoch:
-        entries = [
-            e for e in self.service.book.roster(now_ns=time.time_ns()) if e.agent.name not in without
-        ]
+        entries = [e for e in self.service.book.roster(now_ns=time.time_ns()) if e.agent.name not in without]
         keys = {e.agent.key_id: self.cli.trust.identity(e.agent.key_id) for e in entries}
         return make_epoch(
             number=number,
@@ -105,7 +99,9 @@ class Republic:
         await self.reached(record.number)
         return installed
 
-    async def reached(self, number: int, *, within_s: float = 30, without: tuple[str, ...] = ()) -> InstalledEpoch:
+    async def reached(
+        self, number: int, *, within_s: float = 30, without: tuple[str, ...] = ()
+    ) -> InstalledEpoch:
         """Wait until everybody goes by an epoch; return it."""
 
         def there() -> bool:
@@ -131,12 +127,9 @@ class Republic:
         await eventually(lambda: any(a.decision == decision for a in self.announced), within_s=20)
         return next(a for a in self.announced if a.decision == decision)
 
-    async def bundle(self, decision: bytes) -> bytes:
+    async def proof(self, decision: bytes) -> bytes:
         """Return a decision's certificate with its chain, as an operator exports it."""
-        data = await self.cli.get_certificate(decision.hex())
-        chain = DecisionCertificate.decode(data).chain
-        links = [await self.cli.get_certificate(link.hex()) for link in chain]
-        return Bundle(data, tuple(links)).encode()
+        return await fetch_proof(self.cli, decision)
 
     async def latest(self) -> InstalledEpoch | None:
         """Return what somebody who has just come believes."""
@@ -175,9 +168,7 @@ async def republic_in(world: World, **settings: Any) -> AsyncIterator[Republic]:
             await republic.enrol(host)
         seats = sum(len(AGENTS[host]) for host in AT_ONCE)
         known = republic.service.book.roster
-        await eventually(
-            lambda: sum(e.last_seen_ns is not None for e in known(now_ns=time.time_ns())) == seats
-        )
+        await eventually(lambda: sum(e.last_seen_ns is not None for e in known(now_ns=time.time_ns())) == seats)
         await eventually(
             lambda: all(republic.cli.trust.identity(e.agent.key_id) for e in known(now_ns=time.time_ns()))
         )

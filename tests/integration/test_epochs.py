@@ -22,7 +22,7 @@ async def test_who_enrols_decides_in_the_next_epoch_and_who_is_gone_not_in_the_o
         decision = (await republic.propose(second)).leaf
         announced = await republic.outcome(decision)
         assert (announced.outcome, announced.participants) == (Outcome.DECIDED, 22)
-        bundle = await republic.bundle(decision)
+        bundle = await republic.proof(decision)
         verified = verify(bundle, republic.root_pem)
         assert (verified.epoch, verified.participants, verified.decision) == (1, 22, decision)
 
@@ -31,7 +31,7 @@ async def test_who_enrols_decides_in_the_next_epoch_and_who_is_gone_not_in_the_o
         assert third.seats.keys() == first.seats.keys()
         decision = (await republic.propose(third, "another")).leaf
         assert (await republic.outcome(decision)).outcome is Outcome.DECIDED
-        verified = verify(await republic.bundle(decision), republic.root_pem)
+        verified = verify(await republic.proof(decision), republic.root_pem)
         assert (verified.epoch, verified.participants) == (2, 21)
         assert len(DecisionCertificate.decode(await republic.cli.get_certificate(decision.hex())).chain) == 2
         latest = await republic.latest()

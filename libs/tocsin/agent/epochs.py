@@ -24,6 +24,7 @@ from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import CONSENSUS_EPOCHS
 from tocsin.contracts.decisions import Epoch, EpochDecided
 from tocsin.contracts.errors import InvalidInputError, TocsinError
+from tocsin.evidence.bundle import Bundle
 from tocsin.evidence.certificate import DecisionCertificate
 from tocsin.evidence.epochs import InstalledEpoch, open_epoch
 from tocsin.evidence.verification import follow
@@ -118,6 +119,19 @@ class EpochReader:
                 self._bus.metrics.count(f"epoch_failures.{error.reason}")
                 log.warning("epoch_not_believed", number=body.number, reason=error.reason, detail=str(error))
         return None
+
+
+async def fetch_proof(bus: Bus, decision: bytes) -> bytes:
+    """Return what proves a decision to whoever has the root: its certificate, in a bundle with its chain if it has one.
+
+    Raises:
+        TocsinError: the store does not hold all of it, or it is too large.
+    """
+    certificate = await bus.get_certificate(decision.hex())
+    chain = DecisionCertificate.decode(certificate).chain
+    if not chain:
+        return certificate
+    return Bundle(certificate, tuple([await bus.get_certificate(link.hex()) for link in chain])).encode()
 
 
 class EpochKeeper:

@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 from pydantic import ValidationError
 
 from tocsin.contracts.catalogue import CONSENSUS_EPOCH
-from tocsin.contracts.decisions import MAX_PARTICIPANTS, MIN_PARTICIPANTS, Epoch, Participant
+from tocsin.contracts.decisions import MAX_PARTICIPANTS, MIN_PARTICIPANTS, Epoch, EpochInstalled, Participant
 from tocsin.contracts.errors import InvalidInputError, UntrustedError
 from tocsin.contracts.identifiers import Kind, ServiceName, SpiffeId
 from tocsin.crypto import BatchVerifier, TrustStore
@@ -93,6 +93,18 @@ class InstalledEpoch:
     def instance_faults(self) -> int:
         """g: so many instances may be hostile."""
         return instance_faults(len(self.epoch.instances))
+
+    def installed(self) -> EpochInstalled:
+        """Return what is told of it to who installs it."""
+        return EpochInstalled(
+            epoch=self.digest,
+            participants=self.quorum.participants,
+            quorum=self.quorum.needed,
+            byzantine_tolerant=self.byzantine_tolerant,
+            why_not=self.why_not,
+            instances=len(self.instances),
+            instance_faults=self.instance_faults,
+        )
 
     def seat(self, sender: SpiffeId, key_id: bytes) -> Participant:
         """Return a participant's seat if this key speaks for it in this epoch.

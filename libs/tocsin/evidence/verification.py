@@ -56,6 +56,8 @@ class VerifiedDecision:
     """By the proposer's clock, as it signed."""
     epoch: int
     epoch_digest: bytes
+    chain: int
+    """Epochs that were decided one after another since the root signed one; 0: the root signed this one."""
     round: int
     view: int
     scope: str
@@ -103,7 +105,7 @@ class VerifiedDecision:
             "assessment": self.proposal.assessment.hex(),
             "evidence": list(self.proposal.evidence),
             "proposer": self.proposer,
-            "epoch": {"number": self.epoch, "digest": self.epoch_digest.hex()},
+            "epoch": {"number": self.epoch, "digest": self.epoch_digest.hex(), "chain": self.chain},
             "round": self.round,
             "view": self.view,
             "scope": self.scope,
@@ -316,6 +318,7 @@ class _Case:
             proposed_ns=self.proposal.envelope.content.issued_at,
             epoch=epoch.epoch.number,
             epoch_digest=epoch.digest,
+            chain=len(epoch.chain),
             round=self.round,
             view=self.view,
             scope=self.committee.label,

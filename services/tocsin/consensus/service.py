@@ -201,15 +201,7 @@ class ConsensusService(Service[ConsensusSettings]):
         epoch.instance(self.bus.id, self._own_key.key_id)
         await self._install(epoch)
         await publish_epoch(self.bus, epoch)
-        return EpochInstalled(
-            epoch=epoch.digest,
-            participants=epoch.quorum.participants,
-            quorum=epoch.quorum.needed,
-            byzantine_tolerant=epoch.byzantine_tolerant,
-            why_not=epoch.why_not,
-            instances=len(epoch.instances),
-            instance_faults=epoch.instance_faults,
-        )
+        return epoch.installed()
 
     @subscribes(CONSENSUS_EPOCHS)
     async def on_epoch(self, told: Message, context: Context) -> None:
