@@ -158,15 +158,18 @@ class Council:
         keys = {self.seat(one)[1]: self.keys[str(one)].signer.public_key for one in who}
         return tuple(keys[key_id] for key_id in sorted(keys))
 
-    def certificate(self, option: int = 0, *, voters: Sequence[SpiffeId] | None = None) -> DecisionCertificate:
+    def certificate(
+        self, option: int = 0, *, voters: Sequence[SpiffeId] | None = None, body: Proposal | None = None
+    ) -> DecisionCertificate:
         """Return a certificate of ``voters``, by default as many as the quorum needs."""
         voters = self.voters[: self.epoch.quorum.needed] if voters is None else voters
-        proposal = self.propose()
+        proposal = self.propose(body)
         decision = proposal.leaf
         value = decide_value(decision, 1, choice_digest(decision, 1, option))
         votes = [self.vote(decision, value, one) for one in self.services[: self.epoch.instance_quorum]]
         return DecisionCertificate(
             epoch=self.epoch.data,
+            chain=self.epoch.chain,
             proposal=proposal.data,
             ballots=tuple(self.ballots(decision, [(who, option) for who in voters])),
             votes=tuple(votes),
