@@ -25,7 +25,7 @@ from tocsin.contracts.catalogue import (
     CONSENSUS_PROPOSAL,
     DELIVER_ALL,
 )
-from tocsin.contracts.decisions import DecisionAnnounced, Epoch, EpochInstalled
+from tocsin.contracts.decisions import DecisionAnnounced, Epoch, EpochInstalled, Proposal
 from tocsin.contracts.identifiers import Role, ServiceName, SpiffeId
 from tocsin.evidence.epochs import InstalledEpoch, make_epoch
 from tocsin.fleet.service import FleetService
@@ -36,7 +36,7 @@ AGENTS = {
     "h0": [("admin-1", Role.ADMIN), *((f"s-0-{i}", Role.SENTINEL) for i in range(4))],
     "h1": [(f"s-1-{i}", Role.SENTINEL) for i in range(8)],
     "h2": [(f"s-2-{i}", Role.SENTINEL) for i in range(8)],
-    "late": [("s-late", Role.SENTINEL)],
+    **{host: [(f"s-{host}", Role.SENTINEL)] for host in ("late", "later", "latest")},
 }
 """21 seats at first: of these one a day may go without proof."""
 AT_ONCE = ("h0", "h1", "h2")
@@ -117,8 +117,11 @@ class Republic:
         return next(iter(found.values()))
 
     async def propose(self, epoch: InstalledEpoch, subject: str = "scan") -> Sent:
+        return await self.send(proposal_body(epoch.digest, subject=subject))
+
+    async def send(self, body: Proposal) -> Sent:
+        """Send a proposal of the admin's, past its own judgement."""
         admin = self.hosts["h0"].agents["admin-1"]
-        body = proposal_body(epoch.digest, subject=subject)
         sent = await self.hosts["h0"]._bus.make(CONSENSUS_PROPOSAL, body, audience="all", sender=admin.id)
         await self.cli.send(DELIVER_ALL.at(), sent)
         return sent

@@ -77,7 +77,6 @@ class Deciding:
         changes: Changes | None = None,
     ) -> None:
         self._changes = changes or Changes()
-        self._changes.opened(proposal.leaf, proposal.body)
         self.epoch = epoch
         self.committee = committee_of(proposal.body, epoch)
         self.proposal = proposal
@@ -205,6 +204,7 @@ class Deciding:
             self.tally.add(received)
         for voted in own:
             self.slot.restore(voted.received())
+            self._changes.voted(self.decision, self.proposal.body, voted.vote.value)
             if voted.vote.step is Step.TIMEOUT:
                 self._own_timeout = voted.data
         self._looking = True
@@ -322,6 +322,9 @@ class Deciding:
         return f"no option reached its quorum before the deadline: {so_far}"
 
     def _votes(self, casts: Iterable[Cast]) -> list[Effect]:
+        casts = list(casts)
+        for cast in casts:
+            self._changes.voted(self.decision, self.proposal.body, cast.value)
         ballots = tuple(r for certificate in self.tally.certificates.values() for r in certificate.ballots)
         return [
             CastVote(vote_of(cast, self.epoch.digest, self.decision, ROUND), self.proposal, ballots, cast.high)

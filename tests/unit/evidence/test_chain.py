@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from chains import SECOND_NS, Line
@@ -339,13 +340,14 @@ def test_a_proposal_names_the_record_that_its_change_makes() -> None:
         with pytest.raises(TocsinError) as refused:
             succession_of(body.model_copy(update=update), bytes(32), line.epoch, line.council.backend)
         assert refused.value.reason == reason
-    for update in (
+    shapes: tuple[dict[str, Any], ...] = (
         {"change": None},
         {"scope": Scope(role=Role.SENTINEL)},
         {"options": (install, keep, Option(name="more", command=None, text=""))},
-    ):
+    )
+    for shape in shapes:
         with pytest.raises(TocsinError) as refused:
-            succession_of(body.model_copy(update=update), bytes(32), line.epoch, line.council.backend)
+            succession_of(body.model_copy(update=shape), bytes(32), line.epoch, line.council.backend)
         assert refused.value.reason == "bad_epoch_proposal"
 
 
