@@ -127,8 +127,8 @@ class System:
     async def install_epoch(self, bus: Bus, roster: Roster, *, anew: bool = False) -> EpochInstalled:
         """Have the root sign who decides, and give it to consensus; afterwards the root's key is not needed.
 
-        An epoch that is installed is kept if the same seats have the same keys; and one that was decided, since the
-        fleet sees to the next one itself.
+        An epoch that is installed is kept if the same seats have the same keys; and one that was decided also where
+        the root's key is not here, since the fleet sees to the next one itself.
 
         Args:
             bus: reaches the installation.
@@ -154,7 +154,7 @@ class System:
             number, previous = record.number + 1, held.digest
             same = _seats_of(record.participants) == set(seats)
             if not anew and _seats_of(record.instances) == set(instances):
-                if not held.is_checkpoint:
+                if not held.is_checkpoint and (same or not self.installation.has_root_key):
                     return held.installed()
                 if same:
                     return await bus.ask_with(CONSENSUS_EPOCH, sent_as(held), root_id, timeout_s=10.0)

@@ -331,7 +331,7 @@ def test_a_proposal_names_the_record_that_its_change_makes() -> None:
     body = line.proposal(line.change([line.newcomer()]))
     keep, install = body.options[1], body.options[0]
     named = install.model_copy(update={"epoch": bytes(32)})
-    lies = {
+    lies: dict[str, dict[str, Any]] = {
         "wrong_record": {"options": (named, keep)},
         "wrong_epoch": {"epoch": bytes(32)},
         "bad_epoch_proposal": {"options": (keep, install)},
