@@ -121,10 +121,13 @@ class Republic:
 
     async def send(self, body: Proposal) -> Sent:
         """Send a proposal of the admin's, past its own judgement."""
-        admin = self.hosts["h0"].agents["admin-1"]
-        sent = await self.hosts["h0"]._bus.make(CONSENSUS_PROPOSAL, body, audience="all", sender=admin.id)
+        sent = await self.make(body)
         await self.cli.send(DELIVER_ALL.at(), sent)
         return sent
+
+    async def make(self, body: Proposal) -> Sent:
+        admin = self.hosts["h0"].agents["admin-1"]
+        return await self.hosts["h0"]._bus.make(CONSENSUS_PROPOSAL, body, audience="all", sender=admin.id)
 
     async def outcome(self, decision: bytes) -> DecisionAnnounced:
         await eventually(lambda: any(a.decision == decision for a in self.announced), within_s=20)

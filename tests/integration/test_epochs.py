@@ -6,12 +6,13 @@ import time
 from dataclasses import replace
 
 import pytest
+from council import ballot_body, proposal_body
 from epochs_support import Republic, republic_in
 from support import DOMAIN, World, eventually
 
 from tocsin.agent.roles.admin import proposal_of_epoch
 from tocsin.consensus.service import ConsensusService
-from tocsin.contracts.catalogue import CONSENSUS_EPOCHS, EPOCH_DECIDED
+from tocsin.contracts.catalogue import BALLOT, CONSENSUS_BALLOT, CONSENSUS_EPOCHS, DELIVER_ALL, EPOCH_DECIDED
 from tocsin.contracts.decisions import (
     DecisionAnnounced,
     EpochChange,
@@ -25,6 +26,7 @@ from tocsin.contracts.identifiers import Role, ServiceName, SpiffeId
 from tocsin.crypto import LocalKey
 from tocsin.evidence.certificate import DecisionCertificate
 from tocsin.evidence.epochs import InstalledEpoch, Passage
+from tocsin.evidence.succession import allowance
 from tocsin.evidence.verification import verify
 
 NOBODY_ASKS = {"epoch_quiet_s": 3_600.0}
@@ -76,6 +78,28 @@ async def test_who_is_quarantined_has_no_seat_in_the_next_epoch_and_gets_it_back
         await republic.service.standing.release(["s-1-0"], "it does not", by="cli.0")
         third = await republic.reached(2)
         assert third.seats == first.seats
+
+
+async def test_who_votes_twice_loses_its_seat_by_a_proof_that_anyone_can_check(world: World) -> None:
+    async with republic_in(world, epoch_absent_after_s=3_600) as republic:
+        first = await republic.reached(0)
+        host = republic.hosts["h1"]
+        liar = host.agents["s-1-3"].id
+        sent = await republic.make(proposal_body(first.digest))
+        # Before the proposal: they are held, and compared when it comes.
+        for option in (0, 1):
+            ballot = await host._bus.make(
+                BALLOT,
+                ballot_body(first.digest, sent.leaf, option),
+                audience="service.consensus",
+                sender=liar,
+            )
+            await host._bus.send(CONSENSUS_BALLOT.at(decision=sent.leaf.hex(), agent=liar.name), ballot)
+        await republic.cli.send(DELIVER_ALL.at(), sent)
+        second = await republic.reached(1)
+        assert first.seats.keys() - second.seats.keys() == {str(liar)}
+        assert allowance(second, time.time_ns()) == 1, "a proof costs nothing of the daily share"
+        await decide(republic, second, "without the liar")
 
 
 async def test_the_second_that_is_gone_on_one_day_keeps_its_seat(world: World) -> None:
@@ -181,6 +205,23 @@ async def test_a_checkpoint_by_the_root_cuts_the_chain(world: World) -> None:
         announced = await decide(republic, epoch, "on the root's word")
         data = await republic.cli.get_certificate(announced.decision.hex())
         assert verify(data, republic.root_pem).epoch == 2, "it needs no links"
+
+
+async def test_who_has_missed_an_epoch_looks_for_it_when_somebody_speaks_of_it(world: World) -> None:
+    async with republic_in(world, epoch_absent_after_s=3_600) as republic:
+        first = await republic.reached(0)
+        await republic.enrol("late")
+        second = await republic.reached(1)
+        # As if the message had been lost on its way to a host and an instance.
+        republic.hosts["h1"]._epochs.epoch = first
+        forgetful = republic.instances[3].protocol
+        forgetful.epoch, forgetful._floor = first, 0
+        forgetful._known.pop(second.digest)
+        republic.hosts["h1"]._epochs.reader._known.pop(second.digest)
+        announced = await decide(republic, second, "with all")
+        assert announced.ballots_received >= announced.quorum
+        await eventually(lambda: republic.hosts["h1"].epoch == second)
+        await eventually(lambda: forgetful.epoch == second)
 
 
 @pytest.mark.parametrize("lie", ["another_decision", "no_decision", "a_number_too_high"])

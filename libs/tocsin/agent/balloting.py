@@ -39,6 +39,8 @@ class Balloting:
         if kept is not None:
             await self._bus.send(CONSENSUS_BALLOT.at(decision=context.leaf.hex(), agent=agent.name), kept)
             return
+        # The proposer may have the next epoch sooner than this host.
+        await self._epochs.seek(proposal.epoch)
         choice = await agent.on_proposal(proposal, context)
         if (why_not := self._why_not(resident, proposal)) is None and proposal.change is not None:
             choice = await self._judge(resident, proposal, context)

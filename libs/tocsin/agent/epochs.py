@@ -34,6 +34,8 @@ FETCH_WITHIN_S = 10.0
 """How long a certificate is asked for while the broker is away."""
 MAX_KNOWN = 16
 """Epochs that are remembered: their decisions are verified without the chain."""
+SEEK_EVERY_S = 5.0
+"""How often the stream is read because of an epoch that somebody speaks of."""
 MAX_TRIED = 32
 """Epochs of the stream that are tried, from the highest number down, until one is believed."""
 
@@ -140,6 +142,7 @@ class EpochKeeper:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._taking = asyncio.Lock()
+        self._seek_from = 0.0
         self.reader = EpochReader(bus)
         self.epoch: InstalledEpoch | None = None
 
@@ -157,6 +160,14 @@ class EpochKeeper:
         """
         async with self._taking:
             self._take(await self.reader.read(body, context))
+
+    async def seek(self, digest: bytes) -> None:
+        """Look into the stream for an epoch that somebody speaks of and that is not known here, once in a while."""
+        now = asyncio.get_running_loop().time()
+        if digest in self.reader.known or now < self._seek_from:
+            return
+        self._seek_from = now + SEEK_EVERY_S
+        await self._read_last()
 
     def _take(self, offered: InstalledEpoch) -> None:
         if self.epoch is not None and age(offered) <= age(self.epoch):

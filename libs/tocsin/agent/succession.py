@@ -36,9 +36,11 @@ from tocsin.telemetry import get_logger
 KEEP = 1
 """The option that keeps the epoch."""
 CLOCKS_NS = 60_000_000_000
-"""How far a change's time may be from this machine's: its proposer waits and tries again for half of it."""
+"""How far a change's time may be from this machine's."""
 CERTIFICATE_WITHIN_S = 3.0
 """How long a new agent's certificate may still be on its way here."""
+IMPATIENT_S = 30.0
+"""How long after a certificate that did not come none is waited for."""
 HELD_ROUNDS = 10
 HELD_NS = 60_000_000_000
 NS_PER_MS = 1_000_000
@@ -101,6 +103,7 @@ class Electorate:
         self._bus = bus
         self._supported = supported
         self._judging = asyncio.Lock()
+        self._patient_from = 0.0
         self._judged: tuple[bytes, str] = (b"", "")
         """The last change, and why it is refused; the agents of a host need it computed once."""
 
@@ -159,10 +162,15 @@ class Electorate:
                 raise UntrustedError(f"{name} is not quarantined", reason="not_quarantined")
 
     async def _check_joined(self, change: EpochChange) -> None:
-        until = asyncio.get_running_loop().time() + CERTIFICATE_WITHIN_S
+        now = asyncio.get_running_loop().time()
+        until = now
+        if now >= self._patient_from:
+            until += CERTIFICATE_WITHIN_S
         for seat in change.joined:
             while not self._is_certified(seat):
                 if asyncio.get_running_loop().time() > until:
+                    # The agents' inboxes wait meanwhile: nobody shall make them do so again and again.
+                    self._patient_from = until + IMPATIENT_S
                     raise UntrustedError(f"the key of {seat.sender} is not certified", reason="not_certified")
                 await asyncio.sleep(0.05)
             if self._bus.standings.is_quarantined(SpiffeId.parse(seat.sender).name):

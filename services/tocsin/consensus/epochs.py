@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from tocsin.bus import Bus, Sent
 from tocsin.consensus.effects import End
-from tocsin.contracts.catalogue import CONSENSUS_EPOCH, CONSENSUS_EPOCHS, EPOCH_DECIDED
+from tocsin.contracts.catalogue import CONSENSUS_EPOCH, CONSENSUS_EPOCHS, CONSENSUS_PROPOSAL, EPOCH_DECIDED
 from tocsin.contracts.decisions import DecisionAnnounced, EpochDecided, Outcome, Proposal
 from tocsin.contracts.errors import InvariantBrokenError
 from tocsin.crypto import SignatureBackend
+from tocsin.evidence.certificate import DecisionCertificate
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import Evidence, read
-from tocsin.evidence.succession import INSTALL, succession_of
-from tocsin.evidence.verification import CONSENSUS_AUDIENCE
+from tocsin.evidence.succession import INSTALL, asks_for_epoch, succession_of
+from tocsin.evidence.verification import CONSENSUS_AUDIENCE, follow
 
 
 def check_change(proposal: Evidence[Proposal], epoch: InstalledEpoch | None, backend: SignatureBackend) -> None:
@@ -36,10 +37,18 @@ def made_by(end: End, backend: SignatureBackend) -> InstalledEpoch | None:
     return None if following is None else following.epoch
 
 
-def makes_epoch(announced: DecisionAnnounced) -> bool:
-    """Tell whether an announcement says that an epoch was made."""
-    option = announced.option
-    return announced.outcome is Outcome.DECIDED and option is not None and option.epoch is not None
+def made_by_other(
+    announced: DecisionAnnounced, certificate: bytes, epoch: InstalledEpoch, backend: SignatureBackend
+) -> InstalledEpoch | None:
+    """Return the epoch that a decision has made which another instance has announced. CPU-bound.
+
+    Raises:
+        TocsinError: as :func:`follow`.
+    """
+    if announced.outcome is not Outcome.DECIDED or announced.option is None or announced.option.epoch is None:
+        return None
+    proposal = read(DecisionCertificate.decode(certificate).proposal, CONSENSUS_PROPOSAL, audience="all")
+    return follow(epoch, certificate, backend) if asks_for_epoch(proposal.body) else None
 
 
 async def publish_epoch(bus: Bus, epoch: InstalledEpoch) -> None:

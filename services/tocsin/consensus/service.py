@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import chain, repeat
 
-from tocsin.agent.epochs import EpochReader, age
+from tocsin.agent.epochs import SEEK_EVERY_S, EpochReader, age
 from tocsin.bus import Bus, Context, Sent, Service, handles, subscribes
 from tocsin.consensus.announcing import announcement, certify, holds
 from tocsin.consensus.deciding import Pace
@@ -29,7 +29,7 @@ from tocsin.consensus.effects import (
     Show,
     Voted,
 )
-from tocsin.consensus.epochs import check_change, made_by, makes_epoch, publish_epoch
+from tocsin.consensus.epochs import check_change, made_by, made_by_other, publish_epoch
 from tocsin.consensus.passing import OpenPage, as_voted, open_page, pages
 from tocsin.consensus.protocol import Limits, Protocol, good_until_ns
 from tocsin.consensus.settings import ConsensusSettings
@@ -77,7 +77,7 @@ from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.evidence.epochs import InstalledEpoch, open_epoch
 from tocsin.evidence.reading import read
 from tocsin.evidence.succession import asks_for_epoch
-from tocsin.evidence.verification import CONSENSUS_AUDIENCE, follow
+from tocsin.evidence.verification import CONSENSUS_AUDIENCE
 from tocsin.evidence.votes import open_certificate, verify_steps
 from tocsin.telemetry import get_logger
 
@@ -114,6 +114,7 @@ class ConsensusService(Service[ConsensusSettings]):
         self._writing: set[asyncio.Future[None]] = set()
         self._keeping = Keeping()
         self._epochs = EpochReader(bus)
+        self._seek_from = 0.0
 
     @property
     def ready(self) -> bool:
@@ -214,6 +215,13 @@ class ConsensusService(Service[ConsensusSettings]):
     def _reconnected(self) -> None:
         self.bus.spawn(self._catch_up(), "epochs")
 
+    async def _seek_epoch(self) -> None:
+        """Look for an epoch that somebody speaks of: it may have been lost on the way here."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._seek_from:
+            self._seek_from = now + SEEK_EVERY_S
+            await self._catch_up()
+
     async def _catch_up(self) -> None:
         """Take an epoch that came while the broker was away."""
         current = self.protocol.epoch
@@ -257,6 +265,8 @@ class ConsensusService(Service[ConsensusSettings]):
         """Open a decision for a proposal; whatever else is for all is not for this service."""
         if not isinstance(body, Proposal):
             return
+        if self.protocol.known_epoch(body.epoch) is None:
+            await self._seek_epoch()
         self._learn_key(context, self.protocol.epoch)
         proposal = read(context.data, CONSENSUS_PROPOSAL, audience="all")
         if asks_for_epoch(body):
@@ -432,8 +442,7 @@ class ConsensusService(Service[ConsensusSettings]):
             if announced.outcome is Outcome.DECIDED:
                 certificate = await self.bus.get_certificate(decision.hex())
             await asyncio.to_thread(holds, announced, certificate, decision, epoch, self.bus, self._key_of)
-            if makes_epoch(announced):
-                made = await asyncio.to_thread(follow, epoch, certificate, self.bus.backend)
+            made = await asyncio.to_thread(made_by_other, announced, certificate, epoch, self.bus.backend)
             stands = True
 
         try:

@@ -38,7 +38,7 @@ from tocsin.contracts.decisions import (
     Proposal,
 )
 from tocsin.contracts.errors import DeniedError, TocsinError, UnavailableError
-from tocsin.contracts.identifiers import Kind, Priority, Role, Severity
+from tocsin.contracts.identifiers import Kind, Priority, Role, Severity, SpiffeId
 from tocsin.contracts.observations import Incident, Observations
 from tocsin.contracts.response import Command, ResponseOrder, ResponseWish
 from tocsin.contracts.routing import ThreatAlert
@@ -214,6 +214,11 @@ class Docket:
             self._until_ns.keep(_target(command), now_ns + command.duration_s * NS_PER_S)
 
 
+def _sits(admin: SpiffeId, name: str, epoch: InstalledEpoch) -> bool:
+    """Tell whether another admin has a seat."""
+    return str(SpiffeId.agent(admin.domain, Role.ADMIN, name)) in epoch.seats
+
+
 def _target(command: Command) -> _Target:
     return (command.action.value, command.address)
 
@@ -299,7 +304,10 @@ class Admin(Agent):
             proposal = await asyncio.to_thread(
                 proposal_of_epoch, wish.change, epoch, deadline_ms=self._deadline_ms
             )
-            turn = turn_of(self.name, proposal.workflow, self.host.peers(Role.ADMIN))
+            sitting = [name for name in self.host.peers(Role.ADMIN) if _sits(self.id, name, epoch)]
+            if self.name not in sitting:
+                return
+            turn = turn_of(self.name, proposal.workflow, sitting)
             await asyncio.sleep(TAKE_OVER_S * turn)
             if proposal.workflow in self._proposed or self._is_changing():
                 return
