@@ -158,6 +158,8 @@ class EpochKeeper:
         Raises:
             TocsinError: it cannot be believed.
         """
+        if not is_news(body, self.epoch):
+            return
         async with self._taking:
             self._take(await self.reader.read(body, context))
 
@@ -192,6 +194,13 @@ class EpochKeeper:
         except TocsinError as error:
             self._bus.metrics.count(f"epoch_failures.{error.reason}")
             log.warning("epoch_not_read", reason=error.reason, detail=str(error))
+
+
+def is_news(body: Message, held: InstalledEpoch | None) -> bool:
+    """Tell whether a message may be about a later epoch, before anything is fetched and verified for it."""
+    if held is None or not isinstance(body, Epoch | EpochDecided):
+        return True
+    return body.number > held.epoch.number or (isinstance(body, Epoch) and body.number == held.epoch.number)
 
 
 def age(epoch: InstalledEpoch) -> tuple[int, bool, int]:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import chain, repeat
 
-from tocsin.agent.epochs import SEEK_EVERY_S, EpochReader, age
+from tocsin.agent.epochs import SEEK_EVERY_S, EpochReader, age, is_news
 from tocsin.bus import Bus, Context, Sent, Service, handles, subscribes
 from tocsin.consensus.announcing import announcement, certify, holds
 from tocsin.consensus.deciding import Pace
@@ -57,7 +57,6 @@ from tocsin.contracts.decisions import (
     Ballot,
     DecisionAnnounced,
     Epoch,
-    EpochDecided,
     EpochInstalled,
     Lacking,
     Outcome,
@@ -207,9 +206,7 @@ class ConsensusService(Service[ConsensusSettings]):
     @subscribes(CONSENSUS_EPOCHS)
     async def on_epoch(self, told: Message, context: Context) -> None:
         """Take an epoch that was given to another instance, or decided."""
-        current = self.protocol.epoch
-        digest = told.epoch if isinstance(told, EpochDecided) else context.leaf
-        if current is None or current.digest != digest:
+        if is_news(told, self.protocol.epoch):
             await self._adopt(await self._epochs.read(told, context))
 
     def _reconnected(self) -> None:
