@@ -26,7 +26,7 @@ from tocsin.agent.support import Support, choose
 from tocsin.bus import Context, Sent
 from tocsin.contracts.analysis import Assessment, AssessmentMade
 from tocsin.contracts.base import Message
-from tocsin.contracts.decisions import DecisionAnnounced, Proposal
+from tocsin.contracts.decisions import DecisionAnnounced, Option, Proposal
 from tocsin.contracts.errors import DeniedError, InvalidInputError
 from tocsin.contracts.identifiers import AgentName, Priority, Role, SpiffeId
 from tocsin.contracts.missions import Objective
@@ -44,10 +44,15 @@ R = TypeVar("R", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class BallotChoice:
-    """What an agent votes for: an option by its index, or None to abstain; and why, in a line."""
+    """What an agent votes for: an option by its index, or None to abstain; and why, in a line.
+
+    Or, with ``option`` None, a counter-proposal: if more than a third of the participants make the same one, byte for
+    byte, it is an option of the next round.
+    """
 
     option: int | None
     reason: str = ""
+    counter: Option | None = None
 
 
 class HostView(Protocol):

@@ -31,7 +31,7 @@ from tocsin.contracts.identifiers import Role
 from tocsin.contracts.response import Command
 from tocsin.crypto import Algorithm, BatchVerifier, SignatureBackend, TrustStore, Verifier, select_backend
 from tocsin.evidence.certificate import DecisionCertificate
-from tocsin.evidence.choices import check_ballot, decide_value
+from tocsin.evidence.choices import Question, check_ballot, decide_value
 from tocsin.evidence.committee import committee_of
 from tocsin.evidence.epochs import InstalledEpoch, open_epoch
 from tocsin.evidence.reading import Evidence, read
@@ -227,12 +227,13 @@ class _Case:
         first = self.ballots[0].body
         if any(ballot.body.round != first.round for ballot in self.ballots):
             raise InvalidInputError("the ballots are of several rounds", reason="wrong_round")
-        options = {check_ballot(ballot.body, len(self.proposal.body.options)) for ballot in self.ballots}
-        if len(options) != 1:
+        question = Question.first(self.decision, self.proposal.body)
+        chosen = {ballot.body.value: check_ballot(ballot.body, question) for ballot in self.ballots}
+        if len(chosen) != 1:
             raise InvalidInputError("the ballots are for several choices", reason="several_choices")
-        option = options.pop()
-        if option is None:
-            raise InvalidInputError("abstentions decide nothing", reason="abstention")
+        (option,) = chosen.values()
+        if not isinstance(option, int):
+            raise InvalidInputError("abstentions and counter-proposals decide nothing", reason="abstention")
         return option, first.round, first.value
 
     def _check_vote(self, vote: Evidence[Vote]) -> Participant:

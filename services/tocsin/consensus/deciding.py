@@ -34,7 +34,7 @@ from tocsin.consensus.slot import Cast, Commit, Slot
 from tocsin.consensus.tally import BallotCert, Received, Tally
 from tocsin.consensus.watch import Watch
 from tocsin.contracts.decisions import Outcome, Proposal, Step
-from tocsin.evidence.choices import close_value, decide_value
+from tocsin.evidence.choices import Question, close_value, decide_value
 from tocsin.evidence.committee import committee_of
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import Evidence
@@ -72,7 +72,7 @@ class Deciding:
         self.committee = committee_of(proposal.body, epoch)
         self.proposal = proposal
         self.decision = proposal.leaf
-        self.tally = Tally(epoch, self.committee, self.decision, ROUND, len(proposal.body.options))
+        self.tally = Tally(epoch, self.committee, Question.first(self.decision, proposal.body))
         instances = tuple(epoch.instances)
         self._instances = instances
         self.slot = Slot(
