@@ -174,6 +174,21 @@ class Agent:
         index, reason = choose(proposal, self.support, proposer=context.sender.name)
         return BallotChoice(index, reason)
 
+    async def on_round(self, proposal: Proposal, round_number: int, context: Context) -> BallotChoice | None:  # noqa: ARG002 - its overriders use all
+        """Choose again: no option had a quorum in the round before. None casts no ballot.
+
+        By default the agent is asked as for a new proposal. The options are in the order of their support in the
+        round before, so the default policy prefers, of the commands that it has grounds for, the one that most others
+        support, and the same of the options that do nothing: agents that can agree do. It never gives up one for the
+        other because others did; but it may have been warned since.
+
+        Args:
+            proposal: as it was made, but for its options: they are this round's.
+            round_number: 2 or more.
+            context: the proposal's own; its leaf is the decision's id.
+        """
+        return await self.on_proposal(proposal, context)
+
     async def on_decision(self, announced: DecisionAnnounced, context: Context) -> None:
         """Learn how a decision ended."""
 

@@ -1,11 +1,14 @@
 """A decision's certificate: everything that a third party needs to check a decision, in one piece of bytes.
 
-    certificate = msgpack array [1, epoch: bin, proposal: bin, ballots: [bin...], votes: [bin...], keys: [bin...]]
+    certificate = msgpack array [1, epoch: bin, proposal: bin, options: [bin...], before: [bin...],
+                                 ballots: [bin...], votes: [bin...], keys: [bin...]]
 
-``epoch`` is the epoch record's envelope, signed by the root; ``proposal`` the proposal's; ``ballots`` those of
-a quorum of participants for one option; ``votes`` the VOTE2 of a quorum of consensus instances; ``keys`` the raw
-public keys of all of them, which count only as far as their SHA-256 stands in the epoch record. There is one
-encoding: other bytes of the same meaning are refused.
+``epoch`` is the epoch record's envelope, signed by the root; ``proposal`` the proposal's; ``options`` those of the
+round in which it was decided, each as the msgpack map that its digest is of, and ``before`` the VOTE2 of a quorum of
+consensus instances that committed these in the round before: both are empty for a decision of the first round, whose
+options are the proposal's. ``ballots`` are those of a quorum of participants for one option; ``votes`` the VOTE2 of a
+quorum of instances; ``keys`` the raw public keys of all of them, which count only as far as their SHA-256 stands in
+the epoch record. There is one encoding: other bytes of the same meaning are refused.
 
 Decoding proves nothing: see :mod:`tocsin.evidence.verification`.
 """
@@ -19,7 +22,7 @@ from typing import Any
 import msgpack
 
 from tocsin.bus.envelope import unpack
-from tocsin.contracts.decisions import MAX_INSTANCES, MAX_PARTICIPANTS
+from tocsin.contracts.decisions import MAX_INSTANCES, MAX_OPTIONS, MAX_PARTICIPANTS
 from tocsin.contracts.errors import InvalidInputError
 
 VERSION = 1
@@ -39,6 +42,8 @@ class DecisionCertificate:
     ballots: tuple[bytes, ...] = field(repr=False)
     votes: tuple[bytes, ...] = field(repr=False)
     keys: tuple[bytes, ...] = field(repr=False)
+    options: tuple[bytes, ...] = field(default=(), repr=False)
+    before: tuple[bytes, ...] = field(default=(), repr=False)
 
     def encode(self) -> bytes:
         """Return the certificate's bytes.
@@ -46,8 +51,8 @@ class DecisionCertificate:
         Raises:
             InvalidInputError: ``too_large``.
         """
-        parts = (VERSION, self.epoch, self.proposal, self.ballots, self.votes, self.keys)
-        data = bytes(msgpack.packb(parts))
+        round_parts = (self.options, self.before, self.ballots, self.votes)
+        data = bytes(msgpack.packb((VERSION, self.epoch, self.proposal, *round_parts, self.keys)))
         if len(data) > MAX_CERTIFICATE_BYTES:
             raise _too_large(len(data))
         return data
@@ -66,14 +71,16 @@ class DecisionCertificate:
             raise _malformed("no array that begins with a version")
         if value[0] != VERSION:
             raise InvalidInputError(f"certificate version {value[0]}, this is {VERSION}", reason="bad_version")
-        if len(value) != 6 or type(value[1]) is not bytes or type(value[2]) is not bytes:
-            raise _malformed("no [version, epoch, proposal, ballots, votes, keys]")
+        if len(value) != 8 or type(value[1]) is not bytes or type(value[2]) is not bytes:
+            raise _malformed("no [version, epoch, proposal, options, before, ballots, votes, keys]")
         certificate = cls(
-            value[1],
-            value[2],
-            _list(value[3], MAX_PARTICIPANTS, "ballots"),
-            _list(value[4], MAX_INSTANCES, "votes"),
-            _list(value[5], MAX_KEYS, "keys"),
+            epoch=value[1],
+            proposal=value[2],
+            options=_list(value[3], MAX_OPTIONS, "options"),
+            before=_list(value[4], MAX_INSTANCES, "before"),
+            ballots=_list(value[5], MAX_PARTICIPANTS, "ballots"),
+            votes=_list(value[6], MAX_INSTANCES, "votes"),
+            keys=_list(value[7], MAX_KEYS, "keys"),
         )
         if any(len(key) > MAX_KEY_BYTES for key in certificate.keys):
             raise _malformed("a key is too long")
