@@ -21,6 +21,9 @@ class Pace:
     step_in_ns: int = 1_000 * NS_PER_MS
     """How much later than the one before it an instance announces, or tells agents of a round."""
 
+    settle_ns: int = 100 * NS_PER_MS
+    """How long ballots that are under way are waited for, once no option can have a quorum, before refining."""
+
     def view_ns(self, view: int) -> int:
         """Return how long a view lasts at most."""
         return min(self.first_view_ns << min(view - 1, MAX_DOUBLINGS), self.longest_view_ns)

@@ -1,10 +1,12 @@
 """One round of a decision at one instance: its ballots, its slot, and what the slot may commit.
 
 1. q ballots for one option make a BallotCert. DECIDE of that option is then admissible here, and nothing else is.
-2. Without one, and once the deadline has passed or no option can reach q: before the last round NEXT(v_{r+1}), if this
-   instance recomputes v_{r+1} from the very ballots that the leader counted (:mod:`tocsin.consensus.refinement`), all
-   of which it must hold; a leader that counts fewer than n - f is only believed by who holds fewer, too. In the last
-   round CLOSE; or INSUFFICIENT, if the deadline has passed and fewer than q participants have a ballot here.
+2. Without one, and once the deadline has passed or no option can reach q:
+   - before the last round NEXT(v_{r+1}), if this instance recomputes v_{r+1} from the very ballots that the leader
+     counted (:mod:`tocsin.consensus.refinement`), all of which it must hold. It waits for n - f ballots or the
+     deadline; a leader that counts fewer is only believed by who holds fewer, too.
+   - in the last round CLOSE; or INSUFFICIENT, if the deadline has passed and fewer than q participants have a ballot
+     here. CLOSE stays admissible then: another instance may have seen q.
 3. A view's timer starts when there is something to propose: an admissible outcome, a QC1, or the steps of more
    than g others. It doubles from view to view up to a cap, and the own TIMEOUT is sent again in identical bytes
    while the view lasts. A single instance waits for nobody and has no timer.
@@ -92,6 +94,8 @@ class Round:
         """From which ballots this instance has computed what it proposes."""
         self._decides = {self.question.decide(index): index for index in range(len(self.question.options))}
         self._closes = {self.question.close, self.question.insufficient} if self.last else set()
+        self._settled = False
+        self._settled_ns: int | None = None
         self._others_wait = False
         """One of them has timed out."""
         self._view = 0
@@ -105,19 +109,24 @@ class Round:
     @property
     def closing(self) -> bool:
         """Whether the counting may end without a decision, for all that this instance knows."""
-        return not self.tally.certificates and (self.late or self.tally.impossible)
+        return not self.tally.certificates and (self.late or self._vain)
 
     @property
     def ready(self) -> bool:
-        """Whether this instance could propose something."""
-        return bool(self.tally.certificates) or self.closing
+        """Whether this instance would propose something."""
+        return bool(self.tally.certificates) or self.late or (self._vain and self._settled)
+
+    @property
+    def _vain(self) -> bool:
+        """Whether no option can have a quorum; and, where another round follows, there is enough to refine from."""
+        return self.tally.impossible and (self.last or len(self.tally.single) >= self._enough)
 
     @property
     def outcome(self) -> bytes | None:
         """The value that this instance proposes on its own knowledge."""
         if (certificate := self.tally.certificate) is not None:
             return self.question.decide(certificate.option)
-        if not self.closing:
+        if not self.ready:
             return None
         if self.last:
             return self.question.insufficient if self._too_few else self.question.close
@@ -288,6 +297,7 @@ class Round:
 
     def advance(self, now_ns: int) -> list[Effect]:
         """Return what follows from what is known."""
+        self._settle(now_ns)
         casts = self.slot.advance()
         if self.slot.commit is None and self.slot.to_propose:
             casts += self.slot.propose(self.outcome if self.slot.high is None else None)
@@ -308,6 +318,15 @@ class Round:
     def _see(self, votes: Sequence[Voted]) -> list[Effect]:
         proofs = (self._watch.see(str(one.sender), one.vote, one.data) for one in votes)
         return [Accuse(proof) for proof in proofs if proof is not None and proof.accused != self._me]
+
+    def _settle(self, now_ns: int) -> None:
+        """Give ballots that are under way a moment before the options are refined: the more count, the better."""
+        if not self._vain:
+            return
+        if self._settled_ns is None:
+            self._settled_ns = now_ns + self._pace.settle_ns
+        everyone = self.tally.ballots == self._committee.quorum.participants
+        self._settled |= self.last or everyone or now_ns >= self._settled_ns
 
     def _watch_view(self, now_ns: int) -> None:
         """Start the view's timer when there is something to propose."""
