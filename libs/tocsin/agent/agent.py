@@ -26,7 +26,7 @@ from tocsin.agent.support import Support, choose
 from tocsin.bus import Context, Sent
 from tocsin.contracts.analysis import Assessment, AssessmentMade
 from tocsin.contracts.base import Message
-from tocsin.contracts.decisions import DecisionAnnounced, MembershipWish, Proposal
+from tocsin.contracts.decisions import DecisionAnnounced, MembershipWish, Option, Proposal
 from tocsin.contracts.errors import DeniedError, InvalidInputError
 from tocsin.contracts.identifiers import AgentName, Priority, Role, SpiffeId
 from tocsin.contracts.missions import Objective
@@ -44,10 +44,15 @@ R = TypeVar("R", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class BallotChoice:
-    """What an agent votes for: an option by its index, or None to abstain; and why, in a line."""
+    """What an agent votes for: an option by its index, or None to abstain; and why, in a line.
+
+    Or, with ``option`` None, a counter-proposal: if more than a third of the participants make the same one, byte for
+    byte, it is an option of the next round.
+    """
 
     option: int | None
     reason: str = ""
+    counter: Option | None = None
 
 
 class HostView(Protocol):
@@ -175,6 +180,21 @@ class Agent:
 
     async def on_membership(self, wish: MembershipWish, context: Context) -> None:
         """Take note that fleet wishes for the next epoch: for admins."""
+
+    async def on_round(self, proposal: Proposal, round_number: int, context: Context) -> BallotChoice | None:  # noqa: ARG002 - its overriders use all
+        """Choose again: no option had a quorum in the round before. None casts no ballot.
+
+        By default the agent is asked as for a new proposal. The options are in the order of their support in the
+        round before, so the default policy prefers, of the commands that it has grounds for, the one that most others
+        support, and the same of the options that do nothing: agents that can agree do. It never gives up one for the
+        other because others did; but it may have been warned since.
+
+        Args:
+            proposal: as it was made, but for its options: they are this round's.
+            round_number: 2 or more.
+            context: the proposal's own; its leaf is the decision's id.
+        """
+        return await self.on_proposal(proposal, context)
 
     async def on_decision(self, announced: DecisionAnnounced, context: Context) -> None:
         """Learn how a decision ended."""

@@ -153,6 +153,21 @@ class Delivery:
             if resident.agent.role is Role.ADMIN:
                 self._put(resident, wish, context)
 
+    def again(self, label: str, context: Context, work: Callable[[Resident], Awaitable[None]]) -> None:
+        """Give every resident, in its turn, more work about what it was handed before, if its sender is still trusted.
+
+        Args:
+            label: of the work.
+            context: of what was handed over.
+            work: for each.
+
+        Raises:
+            UnavailableError: ``closing``.
+        """
+        self._refuse_if_closed()
+        for resident in self._residents:
+            resident.inbox.put(Job(label, partial(self._if_trusted, context, partial(work, resident))))
+
     async def observe(self, resident: Resident, batch: Observations, context: Context) -> ObservationsTaken:
         """Let a sentinel answer a batch, in its turn.
 
@@ -234,15 +249,18 @@ class Delivery:
         return resident.inbox.put(Job(context.kind.name, work, urgent=context.priority is Priority.CRITICAL))
 
     async def _hand_over(self, resident: Resident, body: Message, context: Context) -> None:
+        if isinstance(body, Proposal):
+            await self._if_trusted(context, partial(self._ballot, resident, body, context))
+        else:
+            await self._if_trusted(context, partial(call_handler, resident.agent, body, context))
+
+    async def _if_trusted(self, context: Context, work: Callable[[], Awaitable[None]]) -> None:
         try:
             self._require_trusted(context.kind, context.key_id)
         except UntrustedError as refused:
             self._reject(refused, context.subject, context.data)
-            return
-        if isinstance(body, Proposal):
-            await self._ballot(resident, body, context)
         else:
-            await call_handler(resident.agent, body, context)
+            await work()
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

@@ -54,6 +54,7 @@ from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
     ALERT_BACKUP,
     CONSENSUS_DECISION,
+    CONSENSUS_ROUND,
     DELIVER_AGENT,
     DELIVER_ALL,
     DELIVER_ROLE,
@@ -69,7 +70,7 @@ from tocsin.contracts.catalogue import (
     ROUTE,
     THREAT_ALERT,
 )
-from tocsin.contracts.decisions import DecisionAnnounced
+from tocsin.contracts.decisions import DecisionAnnounced, RoundOpened
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.fleet import Heartbeat
 from tocsin.contracts.health import Attestation, Challenge, MeasuredAgent, Measurement
@@ -139,6 +140,7 @@ class AgentHost:
         self._membership: Membership
         self._epochs: EpochKeeper
         self._electorate: Electorate
+        self._balloting: Balloting
         self._sealing_keys: SealingKeys
         self._receipts: ReceiptSender
         self._delivery: Delivery
@@ -195,14 +197,14 @@ class AgentHost:
         self._receipts = ReceiptSender(self._bus, self.settings.host_name)
         self._residents = {name: self._settle(agent) for name, agent in self.agents.items()}
         self._electorate = Electorate(self._bus, supported)
-        balloting = Balloting(self._bus, ballots, self._epochs, self._electorate)
+        self._balloting = Balloting(self._bus, ballots, self._epochs, self._electorate)
         carried = [(resident.agent, resident.inbox) for resident in self._residents.values()]
         emergencies = Emergencies(self._bus, journal, self._receipts, carried)
         self._delivery = Delivery(
             self._residents.values(),
             emergencies,
             self.metrics,
-            balloting.ballot,
+            self._balloting.ballot,
             self._bus.reject,
             self._bus.opener.require_trusted,
             self._bus.standings.is_quarantined,
@@ -288,6 +290,7 @@ class AgentHost:
             self.metrics.count("alerts_not_caught_up")
         await asyncio.gather(
             bus.subscribe(DELIVER_ALL, to.from_core),
+            bus.subscribe(CONSENSUS_ROUND, self._round),
             *(bus.subscribe(DELIVER_ROLE, to.from_core, at={"role": role}) for role in roles),
             *(bus.subscribe(DELIVER_AGENT, to.from_core, at={"agent": name}) for name in self.agents),
             *(self._serve_observe(resident) for resident in self._residents.values()),
@@ -319,6 +322,13 @@ class AgentHost:
         if isinstance(body, DecisionAnnounced):
             await self._electorate.ended(body)
         await self._delivery.fact(body, context)
+
+    async def _round(self, opened: RoundOpened, context: Context) -> None:
+        """Let all agents ballot again, if a further round of a decision has begun."""
+        known = await self._balloting.opened(opened)
+        if known is not None:
+            again = partial(self._balloting.ballot_again, known)
+            self._delivery.again(context.kind.name, known.context, again)
 
     async def _serve_observe(self, resident: Resident) -> None:
         if resident.agent.role is Role.SENTINEL:

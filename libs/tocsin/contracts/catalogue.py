@@ -295,6 +295,15 @@ SHOWN = MessageType(
     900 * KIB,
     doc="What an instance shows another of a decision, a page.",
 )
+ROUND_OPENED = MessageType(
+    "consensus_round",
+    decisions.RoundOpened,
+    MessageClass.EVIDENCE,
+    senders(ServiceName.CONSENSUS),
+    512 * KIB,
+    0,
+    "A round after the first begins: agents ballot again.",
+)
 DECISION = MessageType(
     "decision",
     decisions.DecisionAnnounced,
@@ -320,6 +329,13 @@ CONSENSUS_VOTE = Subject(
     "service.consensus",
     "Consensus instances to one another.",
 )
+CONSENSUS_ROUND = Subject(
+    "CONSENSUS_ROUND",
+    "consensus.round.{decision}",
+    (ROUND_OPENED,),
+    "all",
+    "Consensus instances to the agents' hosts and to one another; `decision` is the digest in hex.",
+)
 CONSENSUS_LACKING = Subject(
     "CONSENSUS_LACKING",
     "consensus.lacking.{instance}",
@@ -332,7 +348,7 @@ CONSENSUS_SHOWN = Subject(
     "consensus.shown.{instance}",
     (SHOWN,),
     "service.consensus",
-    "To one consensus instance: a proposal, ballots, a commit.",
+    "To one consensus instance: a proposal, the round, ballots, a commit.",
 )
 CONSENSUS_DECISION = Subject(
     "CONSENSUS_DECISION",
@@ -906,6 +922,7 @@ SUBJECTS: tuple[Subject, ...] = (
     MISSION_REPORT,
     CONSENSUS_BALLOT,
     CONSENSUS_VOTE,
+    CONSENSUS_ROUND,
     CONSENSUS_LACKING,
     CONSENSUS_SHOWN,
     CONSENSUS_DECISION,

@@ -132,7 +132,7 @@ def succession_of(
 
     Raises:
         InvalidInputError: ``bad_epoch_proposal``: its options do not say what its change makes, or it does not ask
-            all; or as :func:`next_epoch`.
+            all in one round; or as :func:`next_epoch`.
         UntrustedError: as :func:`next_epoch`.
     """
     change = proposal.change
@@ -146,9 +146,10 @@ def succession_of(
         or names[1] is not None
         or any(option.command is not None for option in proposal.options)
         or proposal.scope.label != "all"
+        or proposal.rounds != 1
     ):
         raise InvalidInputError(
-            "a proposal of an epoch asks all for one change: install it, or keep this epoch",
+            "a proposal of an epoch asks all, in one round, for one change: install it, or keep this epoch",
             reason="bad_epoch_proposal",
         )
     if proposal.epoch != epoch.digest:

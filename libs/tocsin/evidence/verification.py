@@ -7,15 +7,18 @@ In this order, and nothing is accepted before all of it holds:
 2. the keys are those that the record binds, each once, and none that nobody uses;
 3. the proposal names this epoch and is signed by an admin with a seat in it; its leaf is the decision's id; who
    decides follows from its scope (:mod:`tocsin.evidence.committee`), and n, f and q are theirs;
-4. every ballot is of this epoch, decision and round, for one and the same option, by one of them with the
+4. where it was decided after the first round: its options are within the bounds, and Q distinct instances committed
+   NEXT of exactly these in the round before, in one view;
+5. every ballot is of this epoch, decision and round, for one and the same option, by one of them with the
    key bound to it, no two of one participant; there are q;
-5. every vote is a VOTE2 of this epoch, decision and round, on one view, for DECIDE(H(choice)) of that option,
+6. every vote is a VOTE2 of this epoch, decision and round, on one view, for DECIDE(H(choice)) of that option,
    by distinct instances with their keys; there are Q;
-6. every signature in it verifies, also those beyond a quorum. Ballots of one host may share a batch's
+7. every signature in it verifies, also those beyond a quorum. Ballots of one host may share a batch's
    signature, which is then verified once.
 
 Does not prove: that a key was not stolen (give ``revocations`` to have that reported), nor that the decision
-was wise, nor that no participant signed two ballots.
+was wise, nor that no participant signed two ballots, nor that the options of a later round were computed by the rule:
+that is what the quorum of instances says, of which g + 1 honest ones have recomputed it.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from types import MappingProxyType
 
+from tocsin.bus.envelope import decode_body, encode_body
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_PROPOSAL, VOTE
 from tocsin.contracts.decisions import Ballot, Option, Participant, Proposal, Step, Vote
 from tocsin.contracts.errors import InvalidInputError, UntrustedError
@@ -34,10 +38,11 @@ from tocsin.contracts.response import Command
 from tocsin.crypto import Algorithm, BatchVerifier, SignatureBackend, TrustStore, Verifier, select_backend
 from tocsin.evidence.bundle import Bundle, is_bundle
 from tocsin.evidence.certificate import DecisionCertificate
-from tocsin.evidence.choices import check_ballot, decide_value
+from tocsin.evidence.choices import Question, check_ballot, decide_value
 from tocsin.evidence.committee import committee_of
 from tocsin.evidence.epochs import InstalledEpoch, open_epoch
 from tocsin.evidence.reading import Evidence, read
+from tocsin.evidence.rounds import open_opening
 from tocsin.evidence.succession import INSTALL, succession_of
 
 CONSENSUS_AUDIENCE = "service.consensus"
@@ -190,7 +195,7 @@ def verify_within(
 
 
 def _memory_for(certificate: DecisionCertificate) -> BatchVerifier:
-    return BatchVerifier(len(certificate.ballots) + len(certificate.votes) + 2)
+    return BatchVerifier(len(certificate.ballots) + len(certificate.votes) + len(certificate.before) + 2)
 
 
 def _verify(
@@ -294,7 +299,10 @@ class _Case:
         self.decision = self.proposal.leaf
         self.ballots = [read(data, BALLOT, audience=CONSENSUS_AUDIENCE) for data in certificate.ballots]
         self.voters = [self._check_ballot(ballot) for ballot in self.ballots]
-        self.option, self.round, self.choice = self._one_choice()
+        self.round = self._one_round()
+        self.question, self.before = self._open_round(certificate)
+        self.openers = [epoch.instance(vote.sender, vote.key_id) for vote in self.before]
+        self.option, self.choice = self._one_choice()
         self.votes = [read(data, VOTE, audience=CONSENSUS_AUDIENCE) for data in certificate.votes]
         self.instances = [self._check_vote(vote) for vote in self.votes]
         self.view = self._one_view()
@@ -302,6 +310,7 @@ class _Case:
     def signed(self) -> Iterator[tuple[Participant, Evidence[Proposal] | Evidence[Ballot] | Evidence[Vote]]]:
         """Return every envelope but the epoch's, with the seat that must have signed it."""
         yield self.proposer, self.proposal
+        yield from zip(self.openers, self.before, strict=True)
         yield from zip(self.voters, self.ballots, strict=True)
         yield from zip(self.instances, self.votes, strict=True)
 
@@ -312,7 +321,7 @@ class _Case:
         revoked = {seat.sender for seat, _ in self.signed() if seat.key_id in (revocations or ())}
         return VerifiedDecision(
             decision=self.decision,
-            option=self.proposal.body.options[self.option],
+            option=self.question.options[self.option],
             proposal=self.proposal.body,
             proposer=self.proposer.sender,
             proposed_ns=self.proposal.envelope.content.issued_at,
@@ -342,8 +351,8 @@ class _Case:
         self._check_place(ballot.body)
         return self.committee.seat(ballot.sender, ballot.key_id)
 
-    def _one_choice(self) -> tuple[int, int, bytes]:
-        """Return option, round and H(choice) of all ballots; there is a quorum of distinct participants."""
+    def _one_round(self) -> int:
+        """Return the round of all ballots; there is a quorum of distinct participants."""
         _refuse_twice((seat.sender for seat in self.voters), "duplicate_participant")
         needed = self.committee.quorum.needed
         if len(self.ballots) < needed:
@@ -351,13 +360,31 @@ class _Case:
         first = self.ballots[0].body
         if any(ballot.body.round != first.round for ballot in self.ballots):
             raise InvalidInputError("the ballots are of several rounds", reason="wrong_round")
-        options = {check_ballot(ballot.body, len(self.proposal.body.options)) for ballot in self.ballots}
-        if len(options) != 1:
+        return first.round
+
+    def _open_round(self, certificate: DecisionCertificate) -> tuple[Question, list[Evidence[Vote]]]:
+        """Return what the round asked, and the votes that say so: none for the first."""
+        if self.round == 1:
+            if certificate.options or certificate.before:
+                raise InvalidInputError("the first round has the proposal's options", reason="wrong_options")
+            return Question.first(self.decision, self.proposal.body), []
+        options = tuple(decode_body(Option, data) for data in certificate.options)
+        if len(options) < 2 or tuple(map(encode_body, options)) != certificate.options:
+            raise InvalidInputError("its options are no two or more in their one encoding", reason="malformed")
+        opening, votes = open_opening(
+            self.decision, self.round, options, certificate.before, self.proposal.body, self.epoch
+        )
+        return opening.question, votes
+
+    def _one_choice(self) -> tuple[int, bytes]:
+        """Return the option and H(choice) of all ballots."""
+        chosen = {ballot.body.value: check_ballot(ballot.body, self.question) for ballot in self.ballots}
+        if len(chosen) != 1:
             raise InvalidInputError("the ballots are for several choices", reason="several_choices")
-        option = options.pop()
-        if option is None:
-            raise InvalidInputError("abstentions decide nothing", reason="abstention")
-        return option, first.round, first.value
+        ((choice, option),) = chosen.items()
+        if not isinstance(option, int):
+            raise InvalidInputError("abstentions and counter-proposals decide nothing", reason="abstention")
+        return option, choice
 
     def _check_vote(self, vote: Evidence[Vote]) -> Participant:
         self._check_place(vote.body)
