@@ -42,7 +42,9 @@ class Balloting:
         # The proposer may have the next epoch sooner than this host.
         await self._epochs.seek(proposal.epoch)
         choice = await agent.on_proposal(proposal, context)
-        if (why_not := self._why_not(resident, proposal)) is None and proposal.change is not None:
+        if (
+            why_not := self._why_not(resident, proposal, context.now_ns)
+        ) is None and proposal.change is not None:
             choice = await self._judge(resident, proposal, context)
         if choice is None:
             self._bus.metrics.count("ballots_withheld.by_choice")
@@ -59,11 +61,10 @@ class Balloting:
             return None
         return await self._electorate.judge(resident.agent.id, epoch, proposal, context)
 
-    def _why_not(self, resident: Resident, proposal: Proposal) -> str | None:
-        epoch = self._epochs.epoch
-        if epoch is None:
+    def _why_not(self, resident: Resident, proposal: Proposal, now_ns: int) -> str | None:
+        if self._epochs.epoch is None:
             return "no_epoch"
-        if proposal.epoch != epoch.digest:
+        if (epoch := self._epochs.deciding(proposal.epoch, now_ns)) is None:
             return "other_epoch"
         try:
             committee_of(proposal, epoch).seat(resident.agent.id, resident.key_id)
