@@ -58,6 +58,7 @@ async def test_who_enrols_decides_in_the_next_epoch_and_who_is_gone_not_in_the_o
         assert second.epoch.previous == first.digest
         assert second.seats.keys() - first.seats.keys() == {str(late.agents["s-late"].id)}
         await decide(republic, second, "with the newcomer")
+        await decide(republic, first, "by who had not heard of it")
 
         await late.__aexit__(None, None, None)
         third = await republic.reached(2, without=("late",))

@@ -172,8 +172,7 @@ class Agent:
         By default an agent supports a command only against an address that another agent than the
         proposer has warned it about, and doing nothing otherwise: see :mod:`tocsin.agent.support`.
         """
-        installed = self.host.epoch
-        if installed is None or proposal.epoch != installed.digest:
+        if proposal.epoch not in self.host.epochs:
             return None
         index, reason = choose(proposal, self.support, proposer=context.sender.name)
         return BallotChoice(index, reason)

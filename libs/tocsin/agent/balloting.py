@@ -65,7 +65,7 @@ class Balloting:
         """
         # The proposer may have the next epoch sooner than this host.
         await self._epochs.seek(proposal.epoch)
-        epoch = self._epochs.epoch
+        epoch = self._epochs.deciding(proposal.epoch, context.now_ns) or self._epochs.epoch
         if epoch is not None and proposal.epoch == epoch.digest and proposal.rounds > 1:
             self._remember(proposal, context, epoch)
         known = self._open.get(context.leaf)

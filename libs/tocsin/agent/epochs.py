@@ -27,6 +27,7 @@ from tocsin.contracts.errors import InvalidInputError, TocsinError
 from tocsin.evidence.bundle import Bundle
 from tocsin.evidence.certificate import DecisionCertificate
 from tocsin.evidence.epochs import InstalledEpoch, open_epoch
+from tocsin.evidence.succession import still_decides
 from tocsin.evidence.verification import follow
 from tocsin.telemetry import get_logger
 
@@ -151,6 +152,13 @@ class EpochKeeper:
         await self._bus.subscribe(CONSENSUS_EPOCHS, self.on_epoch)
         self._bus.connection.on_reconnect(self._reconnected)
         await self._read_last()
+
+    def deciding(self, digest: bytes, now_ns: int) -> InstalledEpoch | None:
+        """Return an epoch if agents here may ballot in it: the one that is held, or for a moment the one before."""
+        held = self.epoch
+        if held is None or not still_decides(digest, held, now_ns):
+            return None
+        return held if digest == held.digest else self.reader.known.get(digest)
 
     async def on_epoch(self, body: Message, context: Context) -> None:
         """Take an epoch if it is later than the one held.

@@ -44,6 +44,9 @@ DAY_NS = 86_400 * 1_000_000_000
 SHARE_PERCENT = 5
 INSTALL = 0
 """The option that makes the epoch."""
+GRACE_NS = 60 * 1_000_000_000
+"""How long after the next record was made a proposal of the epoch before still opens a decision: who proposed had not
+heard of it yet. Deciding on a record takes a part of that."""
 
 
 class Succession(NamedTuple):
@@ -51,6 +54,19 @@ class Succession(NamedTuple):
 
     epoch: InstalledEpoch
     change: EpochChange
+
+
+def still_decides(digest: bytes, current: InstalledEpoch, now_ns: int) -> bool:
+    """Tell whether decisions may be opened in an epoch: the current one, or the one before while that is news.
+
+    Args:
+        digest: the epoch's.
+        current: the one that is gone by here.
+        now_ns: the time.
+    """
+    if digest == current.digest:
+        return True
+    return digest == current.epoch.previous and now_ns < current.epoch.created_ns + GRACE_NS
 
 
 def epoch_digest(record: Epoch) -> bytes:

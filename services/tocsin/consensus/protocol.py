@@ -3,9 +3,9 @@
 Sans I/O: no clock, no broker, no disk, no randomness. The same inputs in the same order give the same effects.
 This module opens decisions, and hands each message to the one that it belongs to:
 
-* A proposal opens its decision if it names the current epoch, its sender is an admin with a seat and its key there,
-  and it is of now. A decision opens once; there are bounds on how many are open. One that another instance has shown
-  because it was asked opens in any epoch that was installed here.
+* A proposal opens its decision if it names the current epoch, or for a moment the one before; its sender is an admin
+  with a seat and its key there; and it is of now. A decision opens once; there are bounds on how many are open. One
+  that another instance has shown because it was asked opens in any epoch that was installed here.
 * Ballots and steps that come before their proposal are held, a few per sender, and counted when it opens. If steps
   wait for long, one of their senders is asked for the proposal.
 * What is decided and announced is remembered while its proposal could come again, with the commit: who is late and
@@ -31,6 +31,7 @@ from tocsin.contracts.identifiers import SpiffeId
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import Evidence
 from tocsin.evidence.rounds import Opening
+from tocsin.evidence.succession import still_decides
 from tocsin.evidence.verification import check_proposal
 
 SKEW_NS = 30_000_000_000
@@ -169,9 +170,7 @@ class Protocol:
         decision = proposal.leaf
         if decision in self._deciding or decision in self._past:
             return []
-        epoch = self._known.get(proposal.body.epoch, self.epoch) if shown else self.epoch
-        if epoch is None:
-            raise InvalidInputError("no epoch is installed", reason="no_epoch")
+        epoch = self._opens_in(proposal.body.epoch, now_ns, shown=shown)
         check_proposal(proposal, epoch)
         self._check_time(proposal, now_ns)
         self._check_room(proposal.sender)
@@ -203,7 +202,9 @@ class Protocol:
         deciding = self._deciding.get(decision)
         if deciding is not None:
             return self._after(deciding, deciding.ballot(received, now_ns))
-        epoch = self._current(received.ballot.epoch)
+        epoch = self._opens_in(received.ballot.epoch, now_ns)
+        if received.ballot.epoch != epoch.digest:
+            raise InvalidInputError("a message of another epoch", reason="wrong_epoch")
         epoch.seat(received.sender, received.key_id)
         self._ballots.add(decision, str(received.sender), received, now_ns)
         return []
@@ -319,6 +320,15 @@ class Protocol:
         if digest != self.epoch.digest:
             raise InvalidInputError("a message of another epoch", reason="wrong_epoch")
         return self.epoch
+
+    def _opens_in(self, digest: bytes, now_ns: int, *, shown: bool = False) -> InstalledEpoch:
+        """Return the epoch that is named, if decisions may be opened in it; else the current one."""
+        current = self.epoch
+        if current is None:
+            raise InvalidInputError("no epoch is installed", reason="no_epoch")
+        if shown or still_decides(digest, current, now_ns):
+            return self._known.get(digest, current)
+        return current
 
     def _begin(self, epoch: InstalledEpoch, proposal: Evidence[Proposal], deadline_ns: int) -> Deciding:
         pace = replace(self._pace, first_view_ns=int(self._pace.first_view_ns * self._stretch))

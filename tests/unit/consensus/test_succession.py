@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 from chains import Line
-from council import NOW_NS, Council, ballot_body
+from council import NOW_NS, Council, ballot_body, proposal_body
 
 from tocsin.consensus.effects import CastVote, Effect, End, LookUp, Voted
 from tocsin.consensus.protocol import Protocol
 from tocsin.consensus.tally import Received
 from tocsin.contracts.catalogue import VOTE
 from tocsin.contracts.decisions import Outcome, Proposal, Step
+from tocsin.contracts.errors import TocsinError
 from tocsin.evidence.choices import close_value
 from tocsin.evidence.reading import Evidence
+from tocsin.evidence.succession import GRACE_NS
 
 DEADLINE_NS = NOW_NS + 5_000_000_000
 
@@ -134,3 +136,17 @@ def test_no_change_of_an_epoch_is_made_once_a_later_one_is_installed(line: Line)
     assert instance.voted_on(first) == []
     instance.take(instance.protocol.tick(DEADLINE_NS), DEADLINE_NS)
     assert [end.outcome for end in instance.ends] == [Outcome.CLOSED]
+
+
+def test_a_proposal_of_the_epoch_before_opens_a_decision_for_a_minute(line: Line) -> None:
+    instance = Instance(line, 0)
+    council = line.sitting()
+    in_time, too_late = (council.propose(proposal_body(line.epoch.digest, subject=one)) for one in "ab")
+    line.go_on(line.change([line.newcomer()], after_s=1))
+    instance.protocol.install(line.epoch)
+    instance.take(instance.protocol.open(in_time, NOW_NS))
+    instance.give_ballots(in_time, option=1)
+    assert [(end.outcome, end.epoch) for end in instance.ends] == [(Outcome.DECIDED, council.epoch)]
+    with pytest.raises(TocsinError) as refused:
+        instance.protocol.open(too_late, line.epoch.epoch.created_ns + GRACE_NS)
+    assert refused.value.reason == "wrong_epoch"
