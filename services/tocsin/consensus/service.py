@@ -15,7 +15,7 @@ from itertools import chain, repeat
 
 from tocsin.agent.epochs import SEEK_EVERY_S, EpochReader, age, is_news
 from tocsin.bus import Bus, Context, Sent, Service, handles, subscribes
-from tocsin.consensus.announcing import announcement, certify, holds
+from tocsin.consensus.announcing import announcement, certificate_of, check_certificate, holds
 from tocsin.consensus.deciding import Pace
 from tocsin.consensus.effects import (
     Accuse,
@@ -148,6 +148,7 @@ class ConsensusService(Service[ConsensusSettings]):
     async def started(self) -> None:
         """Listen to the other instances, carry out what the log left to do, and watch the clock."""
         own = {"instance": self.bus.id.name}
+        await self.bus.subscribe(CONSENSUS_BALLOT, self.on_ballot, needed=self._is_ballot_needed)
         await self.bus.subscribe(CONSENSUS_LACKING, self.on_lacking, at=own)
         await self.bus.subscribe(CONSENSUS_SHOWN, self.on_shown, at=own)
         self.bus.connection.on_reconnect(self._reconnected)
@@ -270,13 +271,20 @@ class ConsensusService(Service[ConsensusSettings]):
             await asyncio.to_thread(check_change, proposal, self.protocol.epoch, self.bus.backend)
         self._do(self.protocol.open(proposal, context.now_ns))
 
-    @subscribes(CONSENSUS_BALLOT)
-    async def on_ballot(self, ballot: Ballot, context: Context) -> None:
+    def on_ballot(self, ballot: Ballot, context: Context) -> None:
         """Count a ballot."""
         self._learn_key(context, self.protocol.epoch_of(ballot.decision))
         received = Received(ballot, context.sender, context.key_id, context.data)
         self._do(self.protocol.ballot(received, context.now_ns))
         self.metrics.count("ballots_taken")
+
+    def _is_ballot_needed(self, subject: str) -> bool:
+        """Tell by its subject whether a ballot is worth a verification: these are what a decision costs."""
+        try:
+            decision = bytes.fromhex(CONSENSUS_BALLOT.parse(subject)["decision"])
+        except (InvalidInputError, ValueError):
+            return True  # it is refused for what it is
+        return self.protocol.needs_ballots(decision)
 
     @subscribes(CONSENSUS_VOTE, concurrency=8, again=True)
     async def on_vote(self, vote: Vote, context: Context) -> None:
@@ -468,19 +476,10 @@ class ConsensusService(Service[ConsensusSettings]):
 
     async def _finish(self, end: End) -> None:
         """Make the certificate, check it as anyone would, keep it, announce the decision."""
-        # The commit may count an own step that another task is still writing: it must not be known before it is kept.
-        await asyncio.gather(*self._writing)
-        certificate = b""
-        if end.outcome is Outcome.DECIDED:
-            certificate = await asyncio.to_thread(certify, end, self.bus, self._key_of)
-            await self._until_taken(lambda: self.bus.put_certificate(end.decision.hex(), certificate))
-        made = await asyncio.to_thread(made_by, end, self.bus.backend)
-        if made is not None:
-            # Before the end is kept: who has forgotten this decision must go by what it has made.
-            await self._adopt(made)
-            await self._until_taken(partial(publish_epoch, self.bus, made))
-        else:
-            self.protocol.changes.closed(end.decision)
+        certificate = certificate_of(end, self._key_of) if end.outcome is Outcome.DECIDED else b""
+        # It is verified while what it holds is written down and stored, and announced once all of that has succeeded.
+        await asyncio.gather(self._store(end, certificate), self._verify(end, certificate))
+        await self._go_on_from(end)
         announced = announcement(end, certificate, time.time_ns())
 
         async def announce() -> None:
@@ -500,6 +499,30 @@ class ConsensusService(Service[ConsensusSettings]):
             view=end.commit.view,
             elapsed_ms=round(announced.elapsed_ms, 1),
         )
+
+    async def _store(self, end: End, certificate: bytes) -> None:
+        # The commit may count an own step that another task is still writing: it must not be known before it is kept.
+        await asyncio.gather(*self._writing)
+        if certificate:
+            await self._until_taken(lambda: self.bus.put_certificate(end.decision.hex(), certificate))
+
+    async def _verify(self, end: End, certificate: bytes) -> None:
+        if certificate:
+            await asyncio.to_thread(check_certificate, end, certificate, self.bus)
+
+    async def _go_on_from(self, end: End) -> None:
+        """Install and publish the epoch that was decided, if one was.
+
+        Before the end is kept: who has forgotten this decision must go by what it has made.
+        """
+        made = None
+        if asks_for_epoch(end.proposal.body):
+            made = await asyncio.to_thread(made_by, end, self.bus.backend)
+        if made is None:
+            self.protocol.changes.closed(end.decision)
+            return
+        await self._adopt(made)
+        await self._until_taken(partial(publish_epoch, self.bus, made))
 
     # --- Inside -------------------------------------------------------------------------------
 
