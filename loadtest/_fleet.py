@@ -51,7 +51,7 @@ class Fleet:
     """The command's own: it pings the routers and reads everyone's figures."""
     keys: int = 0
     """How many keys sign the traffic."""
-    _records: list[AgentRecord] = field(default_factory=list)
+    records: list[AgentRecord] = field(default_factory=list)
     _snapshots: dict[str, tuple[int, MetricsSnapshot]] = field(default_factory=dict)
     """The last figures of each process, and when they were published, in nanoseconds since the epoch."""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -88,8 +88,8 @@ class Fleet:
             ServiceName.FLEET, self.nats_url, self.token_file, self.options, self.folder, self.root
         ) as bus:
             records = bus.records(AGENTS)
-            for begin in range(0, len(self._records), AT_ONCE):
-                some = self._records[begin : begin + AT_ONCE]
+            for begin in range(0, len(self.records), AT_ONCE):
+                some = self.records[begin : begin + AT_ONCE]
                 await asyncio.gather(*(records.put(record.name, record) for record in some))
 
     async def router_figures(self, routers: Sequence[str]) -> dict[str, MetricsSnapshot]:
@@ -125,7 +125,7 @@ class Fleet:
             now=now,
         )
         Credentials(ids[0], key, certificate.chain_der, self.root.certificate_pem).save(folder, name)
-        self._records += [
+        self.records += [
             AgentRecord(
                 name=one.name, role=one.role, host=host, key_id=key.signer.key_id, enrolled_ns=time.time_ns()
             )

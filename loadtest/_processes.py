@@ -95,7 +95,7 @@ class Worker:
                 preexec_fn=partial(end_with_parent, os.getpid()),
             )
         self._listener = asyncio.create_task(self._listen())
-        self._tell(self._plan)
+        self.tell(self._plan)
         return self
 
     async def __aexit__(
@@ -130,7 +130,7 @@ class Worker:
 
     def start(self, start_ns: int) -> None:
         """Tell it when the first message is due; one that signs ahead is told twice, the plan first."""
-        self._tell(Start(start_ns=start_ns))
+        self.tell(Start(start_ns=start_ns))
 
     async def finish(self) -> Said:
         """Tell it to end, and return what it says last."""
@@ -154,7 +154,8 @@ class Worker:
             raise InvariantBrokenError("the worker was not started", reason="not_started")
         return self._process
 
-    def _tell(self, message: BaseModel) -> None:
+    def tell(self, message: BaseModel) -> None:
+        """Send it a line of JSON."""
         self._running.stdin.write(message.model_dump_json().encode() + b"\n")  # type: ignore[union-attr]  # a pipe
 
     async def _listen(self) -> None:

@@ -257,3 +257,18 @@ async def test_forty_agents_decide_again_and_again(world: World) -> None:
     decided = verify(data, world.authority.certificate_pem)
     assert (decided.participants, decided.quorum, decided.ballots_verified) == (41, 28, 28)
     assert service.metrics.counter("decisions.decided") == 5
+
+
+async def test_a_ballot_beyond_the_quorum_is_not_even_verified(world: World) -> None:
+    """They are what a decision costs. Whoever is late is named as missing, as before."""
+    fleet = Fleet(world)
+    await fleet.populate(hosts=4, per_host=10)
+    service = await fleet.start()
+    await fleet.begin()
+    decision = await fleet.propose()
+    for host in fleet.hosts[:4]:
+        await host.ballot(0)
+    await fleet.outcome(decision)
+    await fleet.hosts[4].ballot(0)
+    await eventually(lambda: service.metrics.counter("not_needed.CONSENSUS_BALLOT") >= 10)
+    assert service.metrics.counter("ballots_taken") <= 31

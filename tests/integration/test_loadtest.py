@@ -286,6 +286,33 @@ def test_missions_are_coordinated_and_their_efficiency_is_told() -> None:
 
 
 @pytest.mark.slow
+def test_decisions_are_made_though_some_agents_are_hostile_and_leaders_die() -> None:
+    parsed = report(
+        "consensus.py",
+        *("--agents", "20", "--hosts", "4", "--instances", "4", "--byzantine", "0.3", "--decisions", "6"),
+        *("--kill-leader", "--kills", "1"),
+    )
+    results = parsed["results"]
+    assert (results["decided"], results["closed"], results["agreement_violations"]) == (6, 0, 0)
+    assert (results["accuracy"], results["hostile"], results["instances_that_contradict"]) == (1.0, 6, 0)
+    assert results["certificates_verified"] == 6
+    assert results["accused"] > 0
+    assert set(results["decision_ms"]) == set(results["floor_ms"]) == LATENCY
+    assert results["failover"]["kills"] == 1
+
+
+@pytest.mark.slow
+def test_ballots_that_agents_sign_for_themselves_are_measured_for_several_fleets() -> None:
+    parsed = report(
+        "consensus.py",
+        *("--mode", "live", "--key-scope", "agent", "--hosts", "2", "--sweep", "4,9", "--decisions", "3"),
+    )
+    points = parsed["results"]["points"]
+    assert [(point["agents"], point["keys"], point["decided"]) for point in points] == [(4, 3, 3), (9, 8, 3)]
+    assert all(point["over_floor"] > 0 for point in points)
+
+
+@pytest.mark.slow
 def test_a_killed_hosts_work_is_recovered_and_none_is_lost() -> None:
     parsed = report(
         "recovery.py",

@@ -11,6 +11,7 @@ import io
 
 import nats.errors
 from nats.js import JetStreamContext
+from nats.js.api import ObjectMeta, ObjectMetaOptions
 
 from tocsin.bus.connection import translate
 from tocsin.contracts.catalogue import CERTIFICATES
@@ -19,6 +20,8 @@ from tocsin.contracts.errors import InvalidInputError
 MAX_CERTIFICATE_BYTES = 64 * 1024 * 1024
 """Three times that of 4,096 ballots with ML-DSA-65, of 5 KB each."""
 CERTIFICATE_TIMEOUT_S = 20.0
+CHUNK_BYTES = 512 * 1024
+"""Half of what the broker takes at once: the client waits for each chunk, and has 128 KiB by default."""
 
 
 class BoundedBytes(io.BytesIO):
@@ -43,7 +46,8 @@ async def put(js: JetStreamContext, name: str, data: bytes) -> None:
     """
     try:
         store = await js.object_store(CERTIFICATES)
-        await store.put(name, data)
+        options = ObjectMetaOptions(max_chunk_size=CHUNK_BYTES)
+        await store.put(name, data, ObjectMeta(name=name, options=options))
     except (TimeoutError, nats.errors.Error) as error:
         raise translate(error, f"certificate {name}") from error
 

@@ -42,7 +42,7 @@ from tocsin.bus.intake import Handler, Intake, Reject
 from tocsin.bus.opener import Arrival, Context, Opener
 from tocsin.bus.outbox import Outbox, check_size
 from tocsin.bus.priorities import URGENT, Admit, PriorityLines
-from tocsin.bus.proving import Prover
+from tocsin.bus.proving import Needed, Prover
 from tocsin.bus.reader import StreamReader
 from tocsin.bus.records import Records
 from tocsin.bus.renewal import CertificateKeeper
@@ -574,11 +574,13 @@ class Bus:
         concurrency: int = 1,
         restrict: Callable[[SpiffeId], bool] | None = None,
         again: bool = False,
+        needed: Needed | None = None,
         at: Tokens = NO_TOKENS,
     ) -> Subscription:
         """Handle every message on a subject (or on part of it, by ``at``); order kept if ``concurrency`` is 1.
 
         With ``again`` a stored message that was handled before is handed over again: the handler knows it.
+        With ``needed`` what arrives on a subject for which it says no is dropped and counted, unverified.
 
         A handler that never waits is best a plain function: it is called without a task switch.
         A handler that raises one of our errors refuses the message; any other exception is logged. The
@@ -586,7 +588,9 @@ class Bus:
         """
         if any(kind.message_class is MessageClass.CHANNEL for kind in subject.types):
             raise InvalidInputError(f"{subject.name} carries no envelopes", reason="bad_subject")
-        intake = self._intake(subject.name, cast("Handler", handler), concurrency, restrict, again=again)
+        intake = self._intake(
+            subject.name, cast("Handler", handler), concurrency, restrict, again=again, needed=needed
+        )
 
         def receive(data: bytes, concrete: str, reply: str) -> None:
             try:
@@ -836,6 +840,7 @@ class Bus:
         restrict: Callable[[SpiffeId], bool] | None,
         *,
         again: bool = False,
+        needed: Needed | None = None,
     ) -> Intake:
         intake = Intake(
             self._forgetful() if again else self.opener,
@@ -846,6 +851,7 @@ class Bus:
             name=name,
             concurrency=concurrency,
             restrict=restrict,
+            needed=needed,
         )
         self._intakes.append(intake)
         running = self.spawn(intake.run(), f"intake {name}")

@@ -18,8 +18,8 @@ from typing import TypeAlias
 
 from tocsin.bus.ending import is_ending
 from tocsin.bus.opener import Arrival, Context, Inspected, Opener
-from tocsin.bus.proving import Prover
-from tocsin.bus.replay import DuplicateError
+from tocsin.bus.proving import Needed, Prover
+from tocsin.bus.replay import DuplicateError, NotNeededError
 from tocsin.contracts.base import Message
 from tocsin.contracts.errors import ExhaustedError, TocsinError, UntrustedError
 from tocsin.contracts.identifiers import SpiffeId
@@ -70,6 +70,7 @@ class Intake:
         name: str,
         concurrency: int = 1,
         restrict: Callable[[SpiffeId], bool] | None = None,
+        needed: Needed | None = None,
     ) -> None:
         self._opener = opener
         self._prover = prover
@@ -77,6 +78,7 @@ class Intake:
         self._handler = handler
         self._reject = reject
         self._restrict = restrict
+        self._needed = needed
         self._name = name
         self._concurrency = concurrency
         self._on_proven = self._proven
@@ -92,6 +94,9 @@ class Intake:
 
     def put(self, data: bytes, arrival: Arrival, reply: str | None = None) -> None:
         """Take one message: steps 1 to 8 now, the rest in order behind what came before."""
+        if self._needed is not None and not self._needed(arrival.subject):
+            self._metrics.count(f"not_needed.{self._name}")
+            return
         self._put(data, arrival, reply, until=0.0)
 
     def _put(self, data: bytes, arrival: Arrival, reply: str | None, *, until: float) -> None:
@@ -108,7 +113,7 @@ class Intake:
             return
         self._inside += 1
         self._idle.clear()
-        self._prover.put(inspected, reply, self._on_proven)
+        self._prover.put(inspected, reply, self._on_proven, self._needed)
 
     def identities_changed(self) -> None:
         """Try again what waits for a certificate."""
@@ -175,6 +180,9 @@ class Intake:
             )
         except DuplicateError:
             self._metrics.count(f"duplicates.{inspected.kind.name}")
+            self._left()
+        except NotNeededError:
+            self._metrics.count(f"not_needed.{self._name}")
             self._left()
         except TocsinError as refused:
             self._reject(refused, inspected.arrival.subject, inspected.data)

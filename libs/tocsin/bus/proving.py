@@ -19,18 +19,23 @@ from typing import NamedTuple, TypeAlias
 
 from tocsin.bus.opener import Inspected, Opener
 from tocsin.bus.pace import Pace
-from tocsin.contracts.errors import UntrustedError
+from tocsin.bus.replay import NotNeededError
+from tocsin.contracts.errors import TocsinError, UntrustedError
 from tocsin.contracts.identifiers import Priority
 from tocsin.telemetry import get_logger
 
-Proven: TypeAlias = Callable[[Inspected, str | None, UntrustedError | None], None]
-"""Takes an envelope whose signature was verified, its reply subject, and the error if it did not hold."""
+Proven: TypeAlias = Callable[[Inspected, str | None, TocsinError | None], None]
+"""Takes an envelope whose signature was verified, its reply subject, and the error if it did not hold, or if it was not
+needed any more."""
+Needed: TypeAlias = Callable[[str], bool]
+"""Tells whether what arrives on a subject is worth a verification now."""
 
 GATHER_S = 0.004
 """Under load, so long lies between two groups: a process that is woken for every message spends more on waking,
 with cold caches, than on the message. Emergencies are not gathered."""
-GROUP = 256
-"""Most envelopes of one group: the event loop is given back after some milliseconds of handing them on."""
+GROUP = 64
+"""Most envelopes of one group: the event loop is given back after a millisecond or two of handing them on, and what is
+not needed any more after that is dropped while it still costs nothing."""
 SPLIT = 8
 """Full verifications that are worth a second thread."""
 
@@ -44,6 +49,11 @@ class _One(NamedTuple):
     inspected: Inspected
     reply: str | None
     then: Proven
+    needed: Needed | None
+
+    @property
+    def unneeded(self) -> bool:
+        return self.needed is not None and not self.needed(self.inspected.arrival.subject)
 
 
 class Prover:
@@ -56,10 +66,13 @@ class Prover:
         self._ordinary = _Lane(opener, threads, "verify", gather_s=GATHER_S)
         self._urgent = _Lane(opener, 1, "verify-urgent", gather_s=0.0)
 
-    def put(self, inspected: Inspected, reply: str | None, then: Proven) -> None:
-        """Take an envelope after step 8; ``then`` is called when step 9 is done."""
+    def put(self, inspected: Inspected, reply: str | None, then: Proven, needed: Needed | None = None) -> None:
+        """Take an envelope after step 8; ``then`` is called when step 9 is done.
+
+        With ``needed`` it is asked again just before the verification: what had to wait may be late by then.
+        """
         urgent = inspected.envelope.content.priority == Priority.CRITICAL
-        (self._urgent if urgent else self._ordinary).put(_One(inspected, reply, then))
+        (self._urgent if urgent else self._ordinary).put(_One(inspected, reply, then, needed))
 
     async def run(self) -> None:
         """Verify group after group."""
@@ -117,6 +130,9 @@ class _Lane:
         unproven: dict[object, Inspected] = {}
         for _ in range(min(len(self._waiting), GROUP)):
             one = self._waiting.popleft()
+            if one.unneeded:
+                one.then(one.inspected, one.reply, NotNeededError("nothing depends on it any more"))
+                continue
             key = None if self._opener.is_proven(one.inspected) else _signature(one.inspected)
             if key is not None:
                 unproven[key] = one.inspected

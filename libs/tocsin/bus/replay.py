@@ -24,6 +24,12 @@ class DuplicateError(ConflictError):
     reason = "duplicate"
 
 
+class NotNeededError(ConflictError):
+    """Nothing depends on the message any more: a normal thing, counted and dropped before it costs a verification."""
+
+    reason = "not_needed"
+
+
 class ClaimedError(DuplicateError):
     """A stored message is being handled now: whether its effect will stand is not known yet."""
 

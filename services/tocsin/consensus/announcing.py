@@ -7,6 +7,7 @@ from tocsin.consensus.effects import End
 from tocsin.contracts.decisions import MAX_MISSING, DecisionAnnounced, Outcome
 from tocsin.contracts.errors import InvalidInputError, InvariantBrokenError, TocsinError
 from tocsin.contracts.identifiers import SpiffeId
+from tocsin.crypto import Verifier
 from tocsin.evidence.certificate import DecisionCertificate, certificate_digest
 from tocsin.evidence.choices import close_value, insufficient_value
 from tocsin.evidence.epochs import InstalledEpoch
@@ -14,18 +15,14 @@ from tocsin.evidence.verification import verify_within
 from tocsin.evidence.votes import KeyOf, open_commit, verify_steps
 
 
-def certify(end: End, bus: Bus, key_of: KeyOf) -> bytes:
-    """Put the certificate together and verify it: one that nobody would accept is not announced.
-
-    Raises:
-        InvariantBrokenError: it does not verify.
-    """
+def certificate_of(end: End, key_of: KeyOf) -> bytes:
+    """Put the certificate of a decision together."""
     assert end.ballots is not None  # noqa: S101 - a decision has its ballots
     ballots = end.ballots.ballots
     key_ids = {received.key_id for received in ballots} | {end.proposal.key_id}
     key_ids |= {end.epoch.instances[who].key_id for who in end.commit.votes} | end.opening.signers
     keys = [key for one in sorted(key_ids) if (key := key_of(one)) is not None]
-    certificate = DecisionCertificate(
+    return DecisionCertificate(
         epoch=end.epoch.data,
         chain=end.epoch.chain,
         proposal=end.proposal.data,
@@ -35,13 +32,31 @@ def certify(end: End, bus: Bus, key_of: KeyOf) -> bytes:
         votes=tuple(data for _, data in sorted(end.commit.votes.items())),
         keys=tuple(keys),
     ).encode()
+
+
+def check_certificate(end: End, certificate: bytes, bus: Bus) -> None:
+    """Verify our own certificate as anyone would: one that nobody would accept is not announced.
+
+    Raises:
+        InvariantBrokenError: it does not verify.
+    """
     try:
-        verified = verify_within(certificate, end.epoch, backend=bus.backend, batches=bus.opener.batches)
+        verified = verify_within(
+            certificate,
+            end.epoch,
+            backend=bus.backend,
+            batches=bus.opener.batches,
+            verifier_of=lambda key_id: _verifier_of(bus, key_id),
+        )
     except TocsinError as error:
         raise InvariantBrokenError(f"our own certificate does not verify: {error}") from error
     if verified.decision != end.decision:
         raise InvariantBrokenError("our own certificate is of another decision")
-    return certificate
+
+
+def _verifier_of(bus: Bus, key_id: bytes) -> Verifier | None:
+    identity = bus.trust.identity(key_id)
+    return None if identity is None else identity.verifier
 
 
 def announcement(end: End, certificate: bytes, now_ns: int) -> DecisionAnnounced:

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain, repeat
 
 from tocsin.bus import Bus, Sent
-from tocsin.consensus.announcing import announcement, certify, holds
+from tocsin.consensus.announcing import announcement, certificate_of, check_certificate, holds
 from tocsin.consensus.effects import (
     Accuse,
     Ask,
@@ -50,6 +50,7 @@ from tocsin.contracts.errors import ExhaustedError, TocsinError, UnavailableErro
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import read
+from tocsin.evidence.succession import asks_for_epoch
 from tocsin.evidence.verification import CONSENSUS_AUDIENCE
 from tocsin.evidence.votes import KeyOf
 from tocsin.telemetry import Metrics, get_logger
@@ -212,19 +213,10 @@ class Carrier:
 
     async def _finish(self, end: End) -> None:
         """Make the certificate, check it as anyone would, keep it, announce the decision."""
-        # The commit may count an own step that another task is still writing: it must not be known before it is kept.
-        await asyncio.gather(*self._writing)
-        certificate = b""
-        if end.outcome is Outcome.DECIDED:
-            certificate = await asyncio.to_thread(certify, end, self.bus, self._key_of)
-            await self._until_taken(lambda: self.bus.put_certificate(end.decision.hex(), certificate))
-        made = await asyncio.to_thread(made_by, end, self.bus.backend)
-        if made is not None:
-            # Before the end is kept: who has forgotten this decision must go by what it has made.
-            await self._adopt(made)
-            await self._until_taken(partial(publish_epoch, self.bus, made))
-        else:
-            self.protocol.changes.closed(end.decision)
+        certificate = certificate_of(end, self._key_of) if end.outcome is Outcome.DECIDED else b""
+        # It is verified while what it holds is written down and stored, and announced once all of that has succeeded.
+        await asyncio.gather(self._store(end, certificate), self._verify(end, certificate))
+        await self._go_on_from(end)
         announced = announcement(end, certificate, time.time_ns())
 
         async def announce() -> None:
@@ -244,6 +236,30 @@ class Carrier:
             view=end.commit.view,
             elapsed_ms=round(announced.elapsed_ms, 1),
         )
+
+    async def _store(self, end: End, certificate: bytes) -> None:
+        # The commit may count an own step that another task is still writing: it must not be known before it is kept.
+        await asyncio.gather(*self._writing)
+        if certificate:
+            await self._until_taken(lambda: self.bus.put_certificate(end.decision.hex(), certificate))
+
+    async def _verify(self, end: End, certificate: bytes) -> None:
+        if certificate:
+            await asyncio.to_thread(check_certificate, end, certificate, self.bus)
+
+    async def _go_on_from(self, end: End) -> None:
+        """Install and publish the epoch that was decided, if one was.
+
+        Before the end is kept: who has forgotten this decision must go by what it has made.
+        """
+        made = None
+        if asks_for_epoch(end.proposal.body):
+            made = await asyncio.to_thread(made_by, end, self.bus.backend)
+        if made is None:
+            self.protocol.changes.closed(end.decision)
+            return
+        await self._adopt(made)
+        await self._until_taken(partial(publish_epoch, self.bus, made))
 
     async def persist(self, write: Awaitable[None]) -> None:
         """Write to the log; once that fails this instance decides nothing more, and says so in its readiness."""

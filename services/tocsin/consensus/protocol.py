@@ -114,6 +114,11 @@ class Protocol:
         """Return an epoch that was installed here."""
         return self._known.get(digest)
 
+    def needs_ballots(self, decision: bytes) -> bool:
+        """Tell whether another ballot can matter: not once a quorum is held, or the decision is over."""
+        deciding = self._deciding.get(decision)
+        return decision not in self._past if deciding is None else not deciding.tally.certificates
+
     def awaits(self, decision: bytes) -> bool:
         """Tell whether what another instance shows of a decision may be of use."""
         return decision in self._deciding or decision in self._asked

@@ -128,6 +128,7 @@ class ConsensusService(Service[ConsensusSettings]):
     async def started(self) -> None:
         """Listen to the other instances, carry out what the log left to do, and watch the clock."""
         own = {"instance": self.bus.id.name}
+        await self.bus.subscribe(CONSENSUS_BALLOT, self.on_ballot, needed=self._is_ballot_needed)
         await self.bus.subscribe(CONSENSUS_LACKING, self.on_lacking, at=own)
         await self.bus.subscribe(CONSENSUS_SHOWN, self.on_shown, at=own)
         self.bus.connection.on_reconnect(self._reconnected)
@@ -250,13 +251,20 @@ class ConsensusService(Service[ConsensusSettings]):
             await asyncio.to_thread(check_change, proposal, self.protocol.epoch, self.bus.backend)
         self._carry.do(self.protocol.open(proposal, context.now_ns))
 
-    @subscribes(CONSENSUS_BALLOT)
-    async def on_ballot(self, ballot: Ballot, context: Context) -> None:
+    def on_ballot(self, ballot: Ballot, context: Context) -> None:
         """Count a ballot."""
         self._learn_key(context, self.protocol.epoch_of(ballot.decision))
         received = Received(ballot, context.sender, context.key_id, context.data)
         self._carry.do(self.protocol.ballot(received, context.now_ns))
         self.metrics.count("ballots_taken")
+
+    def _is_ballot_needed(self, subject: str) -> bool:
+        """Tell by its subject whether a ballot is worth a verification: these are what a decision costs."""
+        try:
+            decision = bytes.fromhex(CONSENSUS_BALLOT.parse(subject)["decision"])
+        except (InvalidInputError, ValueError):
+            return True  # it is refused for what it is
+        return self.protocol.needs_ballots(decision)
 
     @subscribes(CONSENSUS_VOTE, concurrency=8, again=True)
     async def on_vote(self, vote: Vote, context: Context) -> None:

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from envelopes import AT_ALL, AT_HEARTBEAT, GUARDIAN, HOST, NOW, alert, heartbeat, opener, party, seal
 
 from tocsin.bus.opener import Inspected, Opener
-from tocsin.bus.proving import Prover
-from tocsin.contracts.errors import UntrustedError
+from tocsin.bus.proving import GROUP, Prover
+from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.identifiers import Priority
 
 
@@ -60,7 +60,7 @@ async def test_what_does_not_hold_is_told_and_the_rest_goes_on() -> None:
     stolen = of.inspect(good[0], AT_HEARTBEAT, now_ns=NOW)
     proof = of.inspect(other[0], AT_HEARTBEAT, now_ns=NOW).envelope.proof
     forged = stolen._replace(envelope=stolen.envelope._replace(proof=proof))
-    outcomes: list[UntrustedError | None] = []
+    outcomes: list[TocsinError | None] = []
     async with proving(of) as prover:
         for one in (forged, stolen, forged):
             prover.put(one, None, lambda _, __, error: outcomes.append(error))
@@ -108,3 +108,27 @@ async def test_a_bug_in_one_line_does_not_end_the_others() -> None:
         async with asyncio.timeout(5):
             while not handed:
                 await asyncio.sleep(0)
+
+
+async def test_what_is_not_needed_any_more_is_told_and_never_verified() -> None:
+    sender = party(HOST)
+    of = opener(sender)
+    given = [of.inspect(seal(sender.key, [heartbeat()])[0], AT_HEARTBEAT, now_ns=NOW) for _ in range(3 * GROUP)]
+    outcomes: list[str | None] = []
+    before = of.backend.counters.verifications
+
+    async with proving(of) as prover:
+        for inspected in given:
+            prover.put(
+                inspected,
+                None,
+                lambda _, __, error: outcomes.append(None if error is None else error.reason),
+                needed=lambda _: len(outcomes) < GROUP,
+            )
+        async with asyncio.timeout(5):
+            while len(outcomes) < len(given):
+                await asyncio.sleep(0)
+    verified = outcomes.count(None)
+    assert GROUP <= verified <= 2 * GROUP
+    assert outcomes.count("not_needed") == len(given) - verified
+    assert of.backend.counters.verifications == before + verified
