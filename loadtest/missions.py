@@ -103,6 +103,7 @@ async def run_missions(system: Embedded, options: argparse.Namespace) -> dict[st
         request = MissionRequest(
             objectives=objectives_for(fleet.agents, options.objectives or options.agents, work=options.work),
             deadline_s=options.work + END_S,
+            channels=options.channels,
         )
         # The first one also pays for what is imported and kept once.
         first = await run_one(client, request, work=options.work)
@@ -175,6 +176,12 @@ def _arguments() -> argparse.Namespace:
         help="in each; as many as there are agents if not given",
     )
     add("--work", type=positive_float, default=5.0, help="seconds that an agent works at an objective")
+    add(
+        "--channels",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="open the channels along each mission's topology meanwhile",
+    )
     add("--pause", type=positive_float, default=0.3, help="seconds between two missions")
     return parser.parse_args()
 

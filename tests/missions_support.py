@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from tocsin.agent import Agent, ObjectiveContext
-from tocsin.bus import Bus
-from tocsin.contracts.catalogue import FLEET_COORDINATE, FLEET_MISSION
+from fleet_support import FleetWorld, tokens_for
+from support import World
+
+from tocsin.agent import Agent, AgentHost, ObjectiveContext
+from tocsin.bus import Bus, Context
+from tocsin.contracts.catalogue import EVENT, FLEET_COORDINATE, FLEET_MISSION
 from tocsin.contracts.errors import UnavailableError
-from tocsin.contracts.identifiers import Role
+from tocsin.contracts.identifiers import Role, ServiceName
 from tocsin.contracts.missions import (
+    MissionEvent,
     MissionQuestion,
     MissionRecord,
     MissionRequest,
@@ -20,6 +27,11 @@ from tocsin.contracts.missions import (
     ObjectiveRecord,
 )
 from tocsin.fleet.service import FleetService
+
+HOSTS = {
+    "h1": [("hunter-01", Role.HUNTER), ("sentinel-01", Role.SENTINEL)],
+    "h2": [("hunter-02", Role.HUNTER), ("sentinel-02", Role.SENTINEL)],
+}
 
 
 @dataclass
@@ -96,3 +108,35 @@ async def until_fit(service: FleetService, agents: int, *, within_s: float = 20.
 def of(record: MissionRecord, name: str) -> ObjectiveRecord:
     """Return one objective of a record."""
     return next(one for one in record.objectives if one.objective.name == name)
+
+
+@dataclass
+class System:
+    """A fleet with two hosts, and a client."""
+
+    fleet: FleetWorld
+    service: FleetService
+    cli: Bus
+    script: Script
+    hosts: dict[str, AgentHost]
+    news: list[MissionEvent] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def system(world: World, **settings: Any) -> AsyncIterator[System]:
+    tokens = [one for host, agents in HOSTS.items() for one in tokens_for(host, agents)]
+    async with FleetWorld(world, tokens, world.folder) as fleet:
+        script = Script()
+        service = await fleet.start_fleet(**settings)
+        hosts = {name: await fleet.start_host(name, agents, script.make) for name, agents in HOSTS.items()}
+        made = System(fleet, service, await world.service(ServiceName.CLI), script, hosts)
+
+        async def on_news(event: MissionEvent, _: Context) -> None:
+            made.news.append(event)
+
+        await made.cli.subscribe(EVENT, on_news, at={"service": "fleet", "kind": "mission"})
+        await until_fit(service, 4)
+        try:
+            yield made
+        finally:
+            script.released.add("*")

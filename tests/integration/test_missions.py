@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from fleet_support import FleetWorld, tokens_for
-from missions_support import Script, look, of, start, until_ended, until_fit
+from missions_support import look, of, start, system, until_ended, until_fit
 from support import World, eventually
 
 from tocsin.agent import AgentHost
-from tocsin.bus import Bus, Context
+from tocsin.bus import Bus
 from tocsin.contracts.catalogue import (
     COORDINATION,
     DELIVER_GROUP,
     DELIVER_MISSION,
-    EVENT,
     FLEET_COORDINATE,
     FLEET_MISSION,
     FLEET_MISSIONS,
@@ -29,7 +25,6 @@ from tocsin.contracts.catalogue import (
 from tocsin.contracts.errors import ConflictError, DeniedError, InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import Role, ServiceName
 from tocsin.contracts.missions import (
-    MissionEvent,
     MissionListRequest,
     MissionNews,
     MissionQuestion,
@@ -46,43 +41,6 @@ from tocsin.contracts.routing import Coordination
 from tocsin.contracts.subjects import senders
 from tocsin.fleet.service import FleetService
 from tocsin.telemetry import Metrics
-
-HOSTS = {
-    "h1": [("hunter-01", Role.HUNTER), ("sentinel-01", Role.SENTINEL)],
-    "h2": [("hunter-02", Role.HUNTER), ("sentinel-02", Role.SENTINEL)],
-}
-
-
-@dataclass
-class System:
-    """A fleet with two hosts, and a client."""
-
-    fleet: FleetWorld
-    service: FleetService
-    cli: Bus
-    script: Script
-    hosts: dict[str, AgentHost]
-    news: list[MissionEvent] = field(default_factory=list)
-
-
-@asynccontextmanager
-async def system(world: World, **settings: Any) -> AsyncIterator[System]:
-    tokens = [one for host, agents in HOSTS.items() for one in tokens_for(host, agents)]
-    async with FleetWorld(world, tokens, world.folder) as fleet:
-        script = Script()
-        service = await fleet.start_fleet(**settings)
-        hosts = {name: await fleet.start_host(name, agents, script.make) for name, agents in HOSTS.items()}
-        made = System(fleet, service, await world.service(ServiceName.CLI), script, hosts)
-
-        async def on_news(event: MissionEvent, _: Context) -> None:
-            made.news.append(event)
-
-        await made.cli.subscribe(EVENT, on_news, at={"service": "fleet", "kind": "mission"})
-        await until_fit(service, 4)
-        try:
-            yield made
-        finally:
-            script.released.add("*")
 
 
 async def test_a_mission_is_planned_accepted_worked_at_and_joined(world: World) -> None:

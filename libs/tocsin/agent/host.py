@@ -38,6 +38,7 @@ from tocsin.agent.inbox import Inbox, Job
 from tocsin.agent.journal import AlertJournal
 from tocsin.agent.measurement import measure
 from tocsin.agent.membership import Membership
+from tocsin.agent.mission_links import MissionLinks
 from tocsin.agent.missions import Missions
 from tocsin.agent.peers import Peers
 from tocsin.agent.receipts import ReceiptSender
@@ -209,14 +210,6 @@ class AgentHost:
             self._bus.opener.require_trusted,
             self._bus.standings.is_quarantined,
         )
-        self._missions = Missions(
-            self._bus,
-            self.settings.host_name,
-            self.settings.zone,
-            self.agents,
-            self._delivery,
-            is_fit=lambda name: not self._bus.standings.is_quarantined(name),
-        )
         await asyncio.gather(
             self._epochs.start(),
             self.peers_known.follow(self._bus),
@@ -228,6 +221,15 @@ class AgentHost:
         await emergencies.restore()
         self._lobby = Lobby(
             self._bus, self.peers_known, self.settings, map(self._party, self._residents.values())
+        )
+        self._missions = Missions(
+            self._bus,
+            self.settings.host_name,
+            self.settings.zone,
+            self.agents,
+            self._delivery,
+            MissionLinks(self._lobby, self.agents),
+            is_fit=lambda name: not self._bus.standings.is_quarantined(name),
         )
         await asyncio.gather(self._subscribe(), self._lobby.start())
         for resident in self._residents.values():

@@ -13,7 +13,7 @@ from tocsin.bus import Bus
 from tocsin.contracts.catalogue import MISSION_REPORT, MISSION_REPORT_TYPE
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.identifiers import Priority
-from tocsin.contracts.missions import MAX_OBJECTIVES, MissionReport, ReportKind, TaskReport
+from tocsin.contracts.missions import MAX_OBJECTIVES, LinkReport, MissionReport, ReportKind, TaskReport
 
 MAX_WAITING = 16_384
 RETRY_S = 0.2
@@ -30,6 +30,8 @@ class MissionReports:
         self._host = host
         self._waiting: dict[str, list[TaskReport]] = {}
         self._progress: dict[tuple[str, str], TaskReport] = {}
+        self._links: dict[str, LinkReport] = {}
+        """The last word on each mission's channels."""
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -49,6 +51,13 @@ class MissionReports:
         else:
             self._progress.pop((mission, report.objective), None)
             self._waiting.setdefault(mission, []).append(report)
+        self._idle.clear()
+        self._arrived.set()
+
+    def add_links(self, mission: str, links: LinkReport) -> None:
+        """Take word of a mission's channels."""
+        self._links[mission] = links
+        self._waiting.setdefault(mission, [])
         self._idle.clear()
         self._arrived.set()
 
@@ -79,11 +88,14 @@ class MissionReports:
             while self._waiting:
                 mission = next(iter(self._waiting))
                 batch = self._waiting[mission][:MAX_OBJECTIVES]
-                if not await self._send(MissionReport(mission=mission, reports=tuple(batch))):
+                links = self._links.get(mission)
+                if not await self._send(MissionReport(mission=mission, reports=tuple(batch), links=links)):
                     await asyncio.sleep(RETRY_S)
                     continue
+                if self._links.get(mission) is links:
+                    self._links.pop(mission, None)
                 del self._waiting[mission][: len(batch)]
-                if not self._waiting[mission]:
+                if not self._waiting[mission] and mission not in self._links:
                     del self._waiting[mission]
             if not self._progress:
                 self._idle.set()
@@ -119,5 +131,5 @@ class MissionReports:
         if self._progress:
             del self._progress[next(iter(self._progress))]
         else:
-            oldest = next(iter(self._waiting.values()))
+            oldest = next(waiting for waiting in self._waiting.values() if waiting)
             del oldest[0]

@@ -15,9 +15,11 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from tocsin.agent.agent import Agent
 from tocsin.agent.delivery import Delivery
+from tocsin.agent.mission_links import MissionLinks
 from tocsin.agent.mission_reports import MissionReports
 from tocsin.agent.objectives import ObjectiveContext, groups_of
 from tocsin.bus import Bus, Context
@@ -64,6 +66,7 @@ class _Mission:
     until_ns: int
     jobs: dict[str, _Job] = field(default_factory=dict)
     listening: list[asyncio.Task[None]] = field(default_factory=list)
+    linking: asyncio.Task[None] | None = None
 
 
 class Missions:
@@ -76,6 +79,7 @@ class Missions:
         zone: str,
         agents: Mapping[str, Agent],
         delivery: Delivery,
+        links: MissionLinks,
         *,
         is_fit: Callable[[str], bool],
     ) -> None:
@@ -84,6 +88,7 @@ class Missions:
         self._zone = zone
         self._agents = agents
         self._delivery = delivery
+        self._links = links
         self._is_fit = is_fit
         self._missions: dict[str, _Mission] = {}
         self._slots = {name: asyncio.Semaphore(max(agent.slots, 1)) for name, agent in agents.items()}
@@ -140,11 +145,11 @@ class Missions:
                 del mission.jobs[recall.objective]
         begin = [job for task in part.tasks if (job := self._take(order.mission, mission, task)) is not None]
         if begin or not mission.listening or mission.topology != order.topology:
-            self._bus.spawn(self._act(order.mission, mission, order.topology, begin), "order")
+            self._bus.spawn(self._act(order.mission, mission, order, begin), "order")
 
     # --- Inside -------------------------------------------------------------------------------
 
-    async def _act(self, name: str, mission: _Mission, topology: Topology, begin: list[_Job]) -> None:
+    async def _act(self, name: str, mission: _Mission, order: MissionOrder, begin: list[_Job]) -> None:
         """Let agents begin, once it is said that they will: two hundred that begin would hold that up."""
         await self._reports.sent(within_s=SAID_S)
         if self._missions.get(name) is not mission:
@@ -152,8 +157,11 @@ class Missions:
         for job in begin:
             if mission.jobs.get(job.task.objective.name) is job and job.running is None:
                 self._begin(name, mission, job)
-        if not mission.listening or mission.topology != topology:
-            self._listen(name, mission, topology)
+        if not mission.listening or mission.topology != order.topology:
+            self._listen(name, mission, order.topology)
+        if order.channels and mission.linking is None:
+            say = partial(self._reports.add_links, name)
+            mission.linking = self._bus.spawn(self._links.hold(mission.topology, say), f"links of {name}")
 
     def _take(self, name: str, mission: _Mission, task: Task) -> _Job | None:
         """Take one task, or say again what has become of it; return it if it is to begin now."""
@@ -267,6 +275,8 @@ class Missions:
         if mission is not None:
             _cancel(mission.jobs.values())
             self._silence(name, mission)
+            if mission.linking is not None:
+                mission.linking.cancel()
 
     async def _sweep(self) -> None:
         while True:

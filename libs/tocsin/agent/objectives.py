@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tocsin.agent import mesh
 from tocsin.contracts.errors import InvalidInputError
 from tocsin.contracts.missions import Objective, Topology
 
@@ -59,14 +60,20 @@ class ObjectiveContext:
     @property
     def place(self) -> int:
         """This agent's place on the ring."""
-        return self.topology.members.index(self.agent)
+        return mesh.place_of(self.topology, self.agent)
 
     @property
     def neighbours(self) -> tuple[str, ...]:
-        """The agents that the topology links this one with."""
-        members, at = self.topology.members, self.place
-        places = {(at + way * offset) % len(members) for offset in self.topology.offsets for way in (1, -1)}
-        return tuple(members[place] for place in sorted(places - {at}))
+        """The agents that the topology links this one with, standbys among them: channels to them are opened."""
+        return mesh.neighbours(self.topology, self.agent)
+
+    def next_hop(self, member: str) -> str:
+        """Return the neighbour by which another member is reached in the fewest links.
+
+        Raises:
+            InvalidInputError: ``not_a_member``.
+        """
+        return mesh.next_hop(self.topology, self.agent, member)
 
 
 def group_name(mission: str, number: int) -> str:

@@ -24,6 +24,8 @@ MAX_STANDBYS = 2
 MAX_EPOCHS = 8
 """Agents that one objective is given to, one after another, before it is given up."""
 MAX_DEADLINE_S = 86_400.0
+MAX_FAILED_LINKS = 32
+"""Links that are not there, named with their reasons; the count has all."""
 
 Principal = Annotated[str, Field(max_length=160)]
 """The token of an id, e.g. ``service.cli.0``."""
@@ -89,6 +91,8 @@ class MissionRequest(Message):
     """Links that the topology may have at most; None: three for each agent."""
     hops: Annotated[int, Field(ge=1, le=MAX_MEMBERS)] | None = None
     """Longest path that the topology may have; None: whatever its links allow."""
+    channels: bool = True
+    """Whether the channels along the topology are opened beforehand; else each is on its first use."""
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] = 3_600.0
     """Then the mission ends, whatever is open."""
 
@@ -170,6 +174,8 @@ class MissionRecord(Message):
     ended_ns: Nanoseconds = 0
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)]
     topology: Topology
+    channels: bool = True
+    """Whether the channels along the topology are opened beforehand."""
     objectives: Annotated[tuple[ObjectiveRecord, ...], Field(min_length=1, max_length=MAX_OBJECTIVES)]
     taken_over: Annotated[int, Field(ge=0)] = 0
     """Assignments that went to another agent."""
@@ -228,6 +234,8 @@ class MissionOrder(Message):
     parts: Annotated[tuple[HostPart, ...], Field(max_length=MAX_MEMBERS)]
     until_ns: Nanoseconds
     """A host that hears nothing more lets the mission go then."""
+    channels: bool = False
+    """Open the channels along the topology."""
     ended: bool = False
     """The mission is over: let go of it."""
 
@@ -258,11 +266,30 @@ class TaskReport(Message):
     """The result's summary, the progress in a line, or the reason code of a failure."""
 
 
+class FailedLink(Message):
+    """A channel that is not there, though it was tried."""
+
+    agent: Name
+    peer: Name
+    reason: Reason
+
+
+class LinkReport(Message):
+    """How many channels of the topology are open, of those that one host's agents begin; or of all."""
+
+    wanted: Annotated[int, Field(ge=0)]
+    open: Annotated[int, Field(ge=0)]
+    failed: Annotated[tuple[FailedLink, ...], Field(max_length=MAX_FAILED_LINKS)] = ()
+    """They are tried again."""
+
+
 class MissionReport(Message):
     """A host's reports on one mission, many in one."""
 
     mission: Name
-    reports: Annotated[tuple[TaskReport, ...], Field(min_length=1, max_length=MAX_OBJECTIVES)]
+    reports: Annotated[tuple[TaskReport, ...], Field(max_length=MAX_OBJECTIVES)]
+    links: LinkReport | None = None
+    """None: nothing has changed."""
 
 
 # --- Questions and facts ------------------------------------------------------------------------
@@ -279,6 +306,8 @@ class MissionView(Message):
 
     record: MissionRecord
     progress: Annotated[dict[Name, Annotated[float, Field(ge=0, le=1)]], Field(max_length=MAX_OBJECTIVES)]
+    links: LinkReport | None = None
+    """The topology's channels, as the hosts say; None where they are not opened beforehand, or are closed again."""
 
 
 class MissionListRequest(Message):

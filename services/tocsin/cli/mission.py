@@ -74,6 +74,9 @@ def mission_start(
     ] = 3_600.0,
     links: Annotated[int | None, typer.Option(min=0, help="Links that the topology may have at most.")] = None,
     hops: Annotated[int | None, typer.Option(min=1, help="Longest path that it may have.")] = None,
+    channels: Annotated[
+        bool, typer.Option(help="Open the channels along the topology beforehand, or each on its first use.")
+    ] = True,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end, and print the result.")] = False,
     as_json: JsonOption = False,
     state: StateOption = DEFAULT_STATE,
@@ -102,6 +105,7 @@ def mission_start(
             ),
             links=links,
             hops=hops,
+            channels=channels,
             deadline_s=deadline,
         )
 
@@ -217,7 +221,15 @@ def progress_line(view: MissionView) -> str:
     states = Counter(one.state for one in view.record.objectives)
     shares = sum(view.progress.values()) + states[ObjectiveState.DONE]
     counted = ", ".join(f"{count} {state.value}" for state in ObjectiveState if (count := states[state]))
-    return f"{'progress':<12}{100 * shares / len(view.record.objectives):.0f} %: {counted}"
+    return f"{'progress':<12}{100 * shares / len(view.record.objectives):.0f} %: {counted}{_links(view)}"
+
+
+def _links(view: MissionView) -> str:
+    if view.links is None or not view.links.wanted:
+        return ""
+    failed = view.links.failed
+    why = f", {failed[0].agent} to {failed[0].peer}: {failed[0].reason}" if failed else ""
+    return f"; {view.links.open} of {view.record.topology.links} channels open{why}"
 
 
 def result_lines(record: MissionRecord) -> list[str]:

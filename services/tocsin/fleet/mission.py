@@ -182,6 +182,11 @@ class Mission:
         return len(self._open)
 
     @property
+    def channels(self) -> bool:
+        """Whether the channels along its topology are opened beforehand."""
+        return self._record.channels
+
+    @property
     def topology(self) -> Topology:
         """The graph over its members."""
         return self._record.topology

@@ -39,8 +39,10 @@ from tocsin.contracts.errors import (
 )
 from tocsin.contracts.identifiers import Priority
 from tocsin.contracts.missions import (
+    MAX_FAILED_LINKS,
     HostPart,
     HostProfile,
+    LinkReport,
     MissionAccepted,
     MissionEvent,
     MissionList,
@@ -86,6 +88,8 @@ class _Running:
     lost_ns: int = 0
     """When fleet learnt of a loss that is not recovered from yet; 0: there is none."""
     dropped: bool = False
+    links: dict[str, LinkReport] = field(default_factory=dict)
+    """What each host has said last of the channels that its agents begin."""
 
 
 class MissionKeeper:
@@ -170,7 +174,11 @@ class MissionKeeper:
         running = self._running.get(name)
         if running is not None:
             mission = running.mission
-            return MissionView(record=mission.record(now_ns=time.time_ns()), progress=mission.progress())
+            return MissionView(
+                record=mission.record(now_ns=time.time_ns()),
+                progress=mission.progress(),
+                links=_all_links(running.links.values()) if mission.channels else None,
+            )
         record = await self._records.get(name)
         if record is None:
             raise InvalidInputError(f"there is no mission {name}", reason="no_such_mission")
@@ -239,6 +247,8 @@ class MissionKeeper:
 
     def _count(self, running: _Running, report: MissionReport, host: str, now_ns: int) -> set[Verdict]:
         mission = running.mission
+        if report.links is not None and self.profiles.knows(host):
+            running.links[host] = report.links
         spare = Spare(self._fit)
         verdicts = [
             mission.report(one, host, self.profiles.host_of, spare, now_ns=now_ns) for one in report.reports
@@ -366,6 +376,7 @@ class MissionKeeper:
             mission=mission.name,
             number=now_ns,
             topology=mission.topology,
+            channels=mission.channels,
             parts=tuple(HostPart(host=host, part=encode_body(part)) for host, part in parts.items()),
             until_ns=mission.until_ns,
             ended=ended,
@@ -504,6 +515,16 @@ class MissionKeeper:
             await self._bus.event(EVENT_MISSION, event)
         except TocsinError as error:
             self._bus.metrics.count(f"unsent.{error.reason}")
+
+
+def _all_links(said: Iterable[LinkReport]) -> LinkReport:
+    found = list(said)
+    failed = tuple(one for links in found for one in links.failed)
+    return LinkReport(
+        wanted=sum(links.wanted for links in found),
+        open=sum(links.open for links in found),
+        failed=failed[:MAX_FAILED_LINKS],
+    )
 
 
 def _taken(held: MissionRecord) -> ConflictError:

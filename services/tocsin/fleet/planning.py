@@ -72,6 +72,7 @@ def plan(
         proposed_ns=proposed_ns,
         deadline_s=request.deadline_s,
         topology=topology,
+        channels=request.channels,
         objectives=tuple(
             _record(objective, one, now_ns) for objective, one in zip(objectives, assigned, strict=True)
         ),

@@ -41,6 +41,10 @@ class Profiles:
         self._agents.update({(host, one.agent): one for one in profile.agents})
         return self._by_host[host] if before_ns != profile.started_ns else ()
 
+    def knows(self, host: str) -> bool:
+        """Tell whether a host has said what its agents can do."""
+        return host in self._by_host
+
     def host_of(self, agent: str) -> str | None:
         """Return where an agent is enrolled."""
         record = self._book.record(agent)

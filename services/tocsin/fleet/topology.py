@@ -115,31 +115,3 @@ def diameter(n: int, offsets: tuple[int, ...]) -> int:
 def cell_size(n: int) -> int:
     """Return how many consecutive members make a group: about the root of their number, and three at least."""
     return max(1, min(n, max(3, math.isqrt(n))))
-
-
-@lru_cache(maxsize=KEPT)
-def steps(n: int, offsets: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the routing table: the first step, in places, of a shortest path over each distance round the ring.
-
-    All members share it: from the one at i to the one at j the next is at ``i + steps[(j - i) % n]``. O(links).
-    """
-    first = [0] * n
-    seen = {0}
-    front = [0]
-    while front:
-        reached = []
-        for at in front:
-            for step in (*offsets, *(-one for one in offsets)):
-                to = (at + step) % n
-                if to not in seen:
-                    seen.add(to)
-                    first[to] = step if at == 0 else first[at]
-                    reached.append(to)
-        front = reached
-    return tuple(first)
-
-
-def next_hop(topology: Topology, at: int, to: int) -> int:
-    """Return the place of the member that a message at one place goes to next, for one at another."""
-    n = len(topology.members)
-    return (at + steps(n, topology.offsets)[(to - at) % n]) % n

@@ -16,9 +16,7 @@ from tocsin.fleet.topology import (
     cell_size,
     least_links,
     make_topology,
-    next_hop,
     offsets_for,
-    steps,
 )
 
 
@@ -54,23 +52,6 @@ def test_it_is_connected_without_any_one_agent_with_short_paths_within_its_budge
         base = next(b for b in range(2, n + 2) if b**count >= n)
         # As many digits as there are offsets; where two fall together, one more may have been tried.
         assert topology.hops <= (count + 1) * base
-
-
-@settings(max_examples=25, deadline=None)
-@given(n=st.integers(2, 200), data=st.data())
-def test_a_message_that_follows_the_table_comes_by_a_shortest_path(n: int, data: st.DataObject) -> None:
-    topology = make_topology(names(n))
-    graph = graph_of(topology)
-    start, end = data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, n - 1))
-    shortest = nx.shortest_path_length(graph, start, end)
-    at, hops = start, 0
-    while at != end:
-        onward = next_hop(topology, at, end)
-        assert graph.has_edge(at, onward)
-        at, hops = onward, hops + 1
-        assert hops <= topology.hops
-    assert hops == shortest
-    assert len(steps(n, topology.offsets)) == n
 
 
 @pytest.mark.parametrize(("n", "links"), [(3, 2), (100, 99), (2, 0)])
