@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from council import ballot_body, proposal_body
+from council import OPTIONS, ballot_body, proposal_body
 from support import DOMAIN, World, eventually
 
 from tocsin.agent.ballots import BallotCaster, BallotLog
@@ -26,6 +26,7 @@ from tocsin.contracts.catalogue import (
     CONSENSUS_DECISION,
     CONSENSUS_EPOCH,
     CONSENSUS_PROPOSAL,
+    CONSENSUS_ROUND,
     CONSENSUS_VOTE,
     DELIVER_ALL,
     PING,
@@ -35,14 +36,18 @@ from tocsin.contracts.decisions import (
     Epoch,
     EpochInstalled,
     Equivocation,
+    Option,
     Proposal,
+    RoundOpened,
     Vote,
 )
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.identifiers import Role, ServiceName, SpiffeId
 from tocsin.contracts.operations import PingRequest
-from tocsin.crypto import LocalKey, leaf_hash, sign_batch
-from tocsin.evidence.epochs import Seat, make_epoch
+from tocsin.crypto import BatchVerifier, LocalKey, TrustStore, leaf_hash, sign_batch
+from tocsin.evidence.choices import Question
+from tocsin.evidence.epochs import Seat, make_epoch, open_epoch
+from tocsin.evidence.rounds import verify_opened
 
 CONSENSUS = SpiffeId.service(DOMAIN, ServiceName.CONSENSUS, "0")
 
@@ -60,18 +65,38 @@ class Host:
     log: BallotLog
     caster: BallotCaster
     proposals: list[tuple[Proposal, Context]] = field(default_factory=list)
+    opened: list[RoundOpened] = field(default_factory=list)
 
     async def listen(self) -> None:
         async def on_proposal(body: Proposal, context: Context) -> None:
             self.proposals.append((body, context))
 
+        async def on_round(body: RoundOpened, _: Context) -> None:
+            self.opened.append(body)
+
         await self.bus.subscribe(DELIVER_ALL, on_proposal)
+        await self.bus.subscribe(CONSENSUS_ROUND, on_round)
 
     async def ballot(self, option: int | None, agents: list[SpiffeId] | None = None) -> list[Sent]:
         """Let agents ballot for the last proposal, all at once."""
         proposal, context = self.proposals[-1]
         return await asyncio.gather(
             *(self.caster.cast(a, proposal, context, option, "why") for a in agents or self.agents)
+        )
+
+    async def ballot_in(
+        self, question: Question, choice: str | Option | None, agents: list[SpiffeId] | None = None
+    ) -> list[Sent]:
+        """Let agents ballot in a round: for an option by its name, for a counter-proposal, or not at all."""
+        counter = choice if isinstance(choice, Option) else None
+        names = [option.name for option in question.options]
+        option = names.index(choice) if isinstance(choice, str) else None
+        epoch = self.proposals[-1][0].epoch
+        return await asyncio.gather(
+            *(
+                self.caster.cast_in(a, epoch, question, option, "why", counter=counter)
+                for a in agents or self.agents
+            )
         )
 
 
@@ -89,6 +114,7 @@ class Fleet:
         self.voters: list[str] = []
         self.accused: list[Equivocation] = []
         self.epoch = b""
+        self.signed_by_root_last = b""
 
     @property
     def state_dir(self) -> Path:
@@ -156,6 +182,7 @@ class Fleet:
         data = encode_content(content)
         (proof,) = sign_batch(root.signer, [data])
         envelope = encode_envelope(data, root.signer.key_id, proof)
+        self.signed_by_root_last = envelope
         return Sent(content.id, leaf_hash(data), envelope, content.issued_at)
 
     async def install(self, sent: Sent) -> EpochInstalled:
@@ -166,11 +193,12 @@ class Fleet:
         self.epoch = installed.epoch
         return installed
 
-    async def propose(self, *, deadline_ms: int = 20_000) -> bytes:
+    async def propose(
+        self, *, deadline_ms: int = 20_000, rounds: int = 1, options: tuple[Option, ...] = OPTIONS
+    ) -> bytes:
         """Send a proposal as a router forwards it; return the decision's id once all hosts have it."""
-        sent = await self.admin.make(
-            CONSENSUS_PROPOSAL, proposal_body(self.epoch, deadline_ms=deadline_ms), audience="all"
-        )
+        body = proposal_body(self.epoch, deadline_ms=deadline_ms, rounds=rounds, options=options)
+        sent = await self.admin.make(CONSENSUS_PROPOSAL, body, audience="all")
         await self.deliver(sent)
         self.proposal = sent
         return sent.leaf
@@ -179,6 +207,32 @@ class Fleet:
         counts = [len(host.proposals) for host in self.hosts]
         await self.admin.send(DELIVER_ALL.at(), sent)
         await eventually(lambda: all(len(h.proposals) > n for h, n in zip(self.hosts, counts, strict=True)))
+
+    async def asked(self, decision: bytes, round_number: int, *, within_s: float = 20) -> Question:
+        """Return what a round asks, once every host was told of it and has verified that."""
+        if round_number == 1:
+            return Question.first(decision, self.hosts[0].proposals[-1][0])
+        found: dict[str, RoundOpened] = {}
+
+        def told() -> bool:
+            for host in self.hosts:
+                for opened in host.opened:
+                    if (opened.decision, opened.round) == (decision, round_number):
+                        found[host.bus.id.name] = opened
+            return len(found) == len(self.hosts)
+
+        await eventually(told, within_s=within_s)
+        proposal, bus = self.hosts[0].proposals[-1][0], self.cli
+        data = self.signed_by_root_last
+        epoch = open_epoch(data, TrustStore(self.world.authority.certificate_pem, bus.backend))
+        questions = {
+            name: verify_opened(
+                opened, proposal, epoch, lambda _: None, bus.backend, BatchVerifier(64)
+            ).question
+            for name, opened in found.items()
+        }
+        (question,) = {q.digest: q for q in questions.values()}.values()
+        return question
 
     async def outcome(self, decision: bytes, *, within_s: float = 20) -> DecisionAnnounced:
         await eventually(lambda: any(a.decision == decision for a in self.announced), within_s=within_s)

@@ -23,12 +23,13 @@ from heapq import heappop, heappush
 from typing import Any
 from unittest.mock import patch
 
-from council import DOMAIN, NOW_NS, ballot_body, proposal_body
+from council import DENY, DOMAIN, NOW_NS, OPTIONS, ballot_in, proposal_body
 
 from tocsin.agent.ballots import refuse_other
 from tocsin.bus.envelope import encode_body, encode_content, encode_envelope, make_content
 from tocsin.consensus import deciding
-from tocsin.consensus.deciding import Pace
+from tocsin.consensus import round as rounds
+from tocsin.consensus.deciding import Deciding
 from tocsin.consensus.effects import (
     Accuse,
     Ask,
@@ -37,28 +38,42 @@ from tocsin.consensus.effects import (
     End,
     Forget,
     LookUp,
+    Opened,
     SendAgain,
     Show,
     Voted,
 )
+from tocsin.consensus.pace import Pace
 from tocsin.consensus.passing import as_voted, open_page, pages
 from tocsin.consensus.protocol import Protocol
+from tocsin.consensus.round import Round
 from tocsin.consensus.slot import Cast, Slot
 from tocsin.consensus.store import Keeping, end_entry, recover
 from tocsin.consensus.tally import Received
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_PROPOSAL, VOTE
-from tocsin.contracts.decisions import Equivocation, Outcome, Proposal, Shown, Step, Vote
+from tocsin.contracts.decisions import (
+    Counted,
+    Equivocation,
+    Option,
+    Outcome,
+    Proposal,
+    RoundOpened,
+    Shown,
+    Step,
+    Vote,
+)
 from tocsin.contracts.errors import ConflictError, TocsinError
 from tocsin.contracts.identifiers import Role, ServiceName, SpiffeId
 from tocsin.contracts.subjects import MessageType
 from tocsin.crypto import Algorithm, BatchVerifier, Proof, leaf_hash
 from tocsin.crypto.batch import BATCH_CONTEXT, signed_message
 from tocsin.evidence.certificate import DecisionCertificate
-from tocsin.evidence.choices import choice_digest, close_value, decide_value
+from tocsin.evidence.choices import Question
 from tocsin.evidence.epochs import InstalledEpoch, make_epoch
 from tocsin.evidence.misbehaviour import contradicts, verify_misbehaviour
 from tocsin.evidence.reading import Evidence, read
+from tocsin.evidence.rounds import Opening, verify_opened
 from tocsin.evidence.verification import _Case, _verifiers
 from tocsin.evidence.votes import open_certificate, open_commit, verify_steps
 
@@ -73,7 +88,23 @@ TICK_NS = 20 * MS
 AUDIENCE = "service.consensus"
 WAYS = ("silent", "delayed", "selective", "lock_liar", "omits_hqc", "twin", "puppet")
 """How a hostile instance runs: not at all, bending what leaves an honest core, twice with one key, or by deeds only."""
-DEEDS = ("split", "anything", "replay", "hidden_qc", "forged_qc", "wrong_place", "bad_signature", "commit_liar")
+DEEDS = (
+    "split",
+    "anything",
+    "replay",
+    "hidden_qc",
+    "forged_qc",
+    "wrong_place",
+    "bad_signature",
+    "commit_liar",
+    "wrong_next",
+    "false_round",
+)
+THIRD = Option(name="limit", command=DENY.model_copy(update={"duration_s": 60}), text="Block it for a minute")
+BETTER = Option(name="watch", command=None, text="Watch it")
+"""What honest agents propose instead."""
+EVIL = Option(name="evil", command=DENY.model_copy(update={"address": "192.0.2.1"}), text="Block another one")
+"""What only hostile ones propose."""
 
 
 class ViolationError(AssertionError):
@@ -160,6 +191,7 @@ class World:
         hostile_agents: int | None = None,
         instances: int = 4,
         make_slot: type[Slot] = Slot,
+        make_round: type[Round] = Round,
         quiet: bool = False,
     ) -> None:
         self.seed = seed
@@ -184,19 +216,32 @@ class World:
         self.events: list[Event] = []
         self.counter = 0
         self.make_slot = make_slot
+        self.make_round = make_round
         self.opened: dict[bytes, Voted] = {}
         self.released: set[bytes] = set()
         self.known_votes: list[Voted] = []
         """What has left whoever signed it; what was signed and then lost in a crash is no one's word."""
-        self.commits: dict[bytes, dict[bytes, set[str]]] = {}
+        self.commits: dict[tuple[bytes, int], dict[bytes, set[str]]] = {}
+        """By decision and round, the values that were committed, and by whom that is honest."""
+        self.questions: dict[tuple[bytes, int], Question] = {}
+        """What honest instances take rounds to ask."""
+        self.nexts: dict[bytes, tuple[Option, ...]] = {}
+        """What honest instances have computed for the next round, by NEXT."""
         self.announced: dict[bytes, list[End]] = {}
         self.accused: set[str] = set()
         self.refusals: Counter[str] = Counter()
-        self.cast: dict[tuple[SpiffeId, bytes], dict[int | None, bytes]] = {}
-        self.could_close: set[bytes] = set()
+        self.cast: dict[tuple[SpiffeId, bytes, int], dict[bytes, bytes]] = {}
+        """By agent, decision and round: its ballots by H(choice)."""
+        self.asked: dict[tuple[SpiffeId, bytes], Question] = {}
+        """The last round of which an agent knows that it has begun."""
+        self.countered: set[Option] = set()
+        """By an honest agent."""
+        self.could_close: set[tuple[bytes, int]] = set()
+        self.rounds = self.random.choice((1, 1, 2, 3))
+        self.options = (*OPTIONS, THIRD)[: self.random.choice((2, 2, 3))]
         self.proposals = [self._proposal(number) for number in range(self.random.choice((1, 1, 2)))]
         self.decisions = [proposal.leaf for proposal in self.proposals]
-        self.favourite = self.random.choice((0, 0, 1, None))
+        self.favourite = self.random.choice((0, 0, 1, None, None))
         """What honest agents choose; None: each as it likes."""
         self.nodes: list[Node] = []
         for name in self.names:
@@ -217,7 +262,7 @@ class World:
         Raises:
             ViolationError: agreement, validity, or an honest one framed.
         """
-        with patch.object(deciding, "Slot", self.make_slot):
+        with patch.object(rounds, "Slot", self.make_slot), patch.object(deciding, "Round", self.make_round):
             self._run()
         return self
 
@@ -295,7 +340,13 @@ class World:
     # --- Agents -------------------------------------------------------------------------------
 
     def _proposal(self, number: int) -> Evidence[Proposal]:
-        body = proposal_body(self.epoch.digest, subject=f"{self.seed}/{number}", deadline_ms=self.deadline_ms)
+        body = proposal_body(
+            self.epoch.digest,
+            subject=f"{self.seed}/{number}",
+            deadline_ms=self.deadline_ms,
+            rounds=self.rounds,
+            options=self.options,
+        )
         data = self._sign(self.agents[0], CONSENSUS_PROPOSAL, body, audience="all")
         return read(data, CONSENSUS_PROPOSAL, audience="all")
 
@@ -310,33 +361,55 @@ class World:
                 lambda node=node: self._feed(node, lambda: node.protocol.open(proposal, self.now_ns)),  # type: ignore[misc]
             )
         for agent in self.agents:
-            self._after(self.random.randrange(20 * MS), lambda agent=agent: self._ballot(agent, proposal.leaf))  # type: ignore[misc]
+            question = self.asked.setdefault(
+                (agent, proposal.leaf), Question.first(proposal.leaf, proposal.body)
+            )
+            self._later(lambda agent=agent, question=question: self._ballot(agent, question))  # type: ignore[misc]
         self._after(400 * MS, lambda: self._propose(proposal))
 
-    def _ballot(self, agent: SpiffeId, decision: bytes) -> None:
+    def _later(self, act: Callable[[], None]) -> None:
+        self._after(self.random.randrange(20 * MS), act)
+
+    def _ballot(self, agent: SpiffeId, question: Question) -> None:
         """Ballot by the rule of one choice, kept before it is sent; hostile agents say this here and that there."""
-        kept = self.cast.setdefault((agent, decision), {})
+        kept = self.cast.setdefault((agent, question.decision, question.round), {})
+        choices = [*range(len(question.options)), None]
         if agent in self.bad_agents:
+            flood = Option(name="flood", command=None, text=str(self.random.randrange(1_000)))
             for node in self.nodes:
-                option = self.random.choice((0, 1, None))
-                data = kept.setdefault(option, self._ballot_data(agent, decision, option))
+                choice = self.random.choice([*choices, *choices, EVIL, BETTER, flood])
+                value, data = self._ballot_data(agent, question, choice)
+                data = kept.setdefault(value, data)
                 if self.random.random() < 0.8:
                     self._send_ballot(agent, data, [node])
             return
-        option = self.random.choice((0, 1, None)) if self.favourite is None else self.favourite
+        choice = self._choose(question, choices)
+        value, data = self._ballot_data(agent, question, choice)
         for cast in list(kept):
             try:
-                refuse_other(choice_digest(decision, 1, cast), choice_digest(decision, 1, option), agent)
+                refuse_other(cast, value, agent)
             except ConflictError:
-                option = cast
+                value = cast
         if not kept and self.random.random() < self.crash_rate:
             return  # crashed before it was kept: nothing was sent
-        data = kept.setdefault(option, self._ballot_data(agent, decision, option))
+        if not kept and isinstance(choice, Option):
+            self.countered.add(choice)
+        data = kept.setdefault(value, data)
         if self.random.random() >= self.crash_rate:
             self._send_ballot(agent, data, self.nodes)
 
-    def _ballot_data(self, agent: SpiffeId, decision: bytes, option: int | None) -> bytes:
-        return self._sign(agent, BALLOT, ballot_body(self.epoch.digest, decision, option))
+    def _choose(self, question: Question, choices: list[int | None]) -> int | Option | None:
+        if self.favourite is not None and question.round == 1:
+            return self.favourite
+        if question.round > 1 and self.random.random() < 0.6:
+            return 0
+        return self.random.choice([*choices, BETTER, BETTER])
+
+    def _ballot_data(
+        self, agent: SpiffeId, question: Question, choice: int | Option | None
+    ) -> tuple[bytes, bytes]:
+        body = ballot_in(self.epoch.digest, question, choice)
+        return body.value, self._sign(agent, BALLOT, body)
 
     def _send_ballot(self, agent: SpiffeId, data: bytes, to: Iterable[Node]) -> None:
         ballot = read(data, BALLOT, audience=AUDIENCE)
@@ -347,6 +420,34 @@ class World:
                 node,
                 lambda node=node: self._feed(node, lambda: node.protocol.ballot(received, self.now_ns)),  # type: ignore[misc]
             )
+
+    def _tell(self, sender: str, opened: RoundOpened) -> None:
+        """Tell agents and instances that a round has begun."""
+        for node in self.nodes:
+            self._deliver(sender, node, lambda node=node: self._take_round(node, opened))  # type: ignore[misc]
+        for agent in self.agents:
+            if self.now_ns >= self.chaos_until_ns or self.random.random() >= self.loss:
+                self._later(lambda agent=agent: self._ballot_again(agent, opened))  # type: ignore[misc]
+
+    def _ballot_again(self, agent: SpiffeId, opened: RoundOpened) -> None:
+        """Ballot in a further round, if it has indeed begun; tell again what was cast there."""
+        known = self.asked.get((agent, opened.decision))
+        proposal = next(p.body for p in self.proposals if p.leaf == opened.decision)
+        if known is None or opened.round < known.round:
+            return
+        if opened.round > known.round:
+            try:
+                known = self._verify_opened(opened, proposal).question
+            except TocsinError as error:
+                self.refusals[error.reason] += 1
+                return
+            self.asked[agent, opened.decision] = known
+            if self.tolerable and agent not in self.bad_agents and self._is_evil(known.options):
+                self._violate("an honest agent is asked what no honest one has proposed")
+        self._ballot(agent, known)
+
+    def _is_evil(self, options: tuple[Option, ...]) -> bool:
+        return any(option not in self.options and option not in self.countered for option in options)
 
     # --- Instances ----------------------------------------------------------------------------
 
@@ -399,10 +500,13 @@ class World:
                 return
             effects += node.protocol.signed(voted, self.now_ns)
         generation = node.generation
+        opened = [other for other in others if isinstance(other, Opened)]
 
         def persist() -> None:
             if node.generation != generation:
                 return  # crashed before it was kept: nothing leaves
+            for effect in opened:
+                node.log += node.keeping.opened(effect, self.keys.get)
             node.log += node.keeping.entries(cast, self.keys.get)
             if self.now_ns < self.chaos_until_ns and self.random.random() < self.crash_rate:
                 self._crash(node)
@@ -413,7 +517,7 @@ class World:
                 self._let_out(node, other)
 
         # One writer: entries are in the order in which they were cast, whatever each takes.
-        self._after(2 * MS if cast else 2 * MS + 1, persist)
+        self._after(2 * MS if cast or opened else 2 * MS + 1, persist)
 
     def _send(self, node: Node, data: bytes) -> None:
         if node.way == "selective":
@@ -432,6 +536,7 @@ class World:
 
     def _let_out(self, node: Node, effect: Effect) -> None:
         acts: dict[type, Callable[[Node, Any], None]] = {
+            Opened: self._let_know,
             SendAgain: lambda node, effect: self._send(node, effect.data),
             Accuse: lambda _, effect: self._accuse(effect.proof),
             Ask: self._ask,
@@ -441,6 +546,24 @@ class World:
             End: self._end,
         }
         acts[type(effect)](node, effect)
+
+    def _let_know(self, node: Node, effect: Opened) -> None:
+        if effect.tell:
+            self._tell(node.name, effect.opening.body(effect.epoch, self.keys.get))
+
+    def _verify_opened(self, opened: RoundOpened, proposal: Proposal) -> Opening:
+        return verify_opened(opened, proposal, self.epoch, self.keys.get, BACKEND, self.batches)  # type: ignore[arg-type]
+
+    def _take_round(self, node: Node, opened: RoundOpened) -> None:
+        proposal = node.protocol.proposal_of(opened.decision)
+        if proposal is None or not node.protocol.lacks_round(opened.decision, opened.round):
+            return
+        try:
+            opening = self._verify_opened(opened, proposal)
+        except TocsinError as error:
+            self.refusals[error.reason] += 1
+            return
+        self._feed(node, lambda: node.protocol.opened(opening, self.now_ns))
 
     def _ask(self, node: Node, ask: Ask) -> None:
         for other in self._named(ask.instance):
@@ -488,10 +611,14 @@ class World:
         if shown.proposal is not None:
             proposal = shown.proposal
             self._feed(node, lambda: node.protocol.open(proposal, self.now_ns, shown=True))
+        if (opening := shown.opening) is not None:
+            self._feed(node, lambda: node.protocol.opened(opening, self.now_ns))
         for received in shown.ballots:
             self._feed(node, lambda received=received: node.protocol.ballot(received, self.now_ns))  # type: ignore[misc]
         if shown.commit:
             self._feed(node, lambda: node.protocol.settle(shown.commit, self.now_ns))
+        if shown.following:
+            self._feed(node, lambda: node.protocol.learn(page.decision, shown.following, self.now_ns))
 
     def _crash(self, node: Node) -> None:
         """End the process, and start the next one from the log, as the service does."""
@@ -502,11 +629,17 @@ class World:
         for decision, until_ns in recovered.ended.items():
             node.protocol.remember_ended(decision, until_ns)
         for decision, rest in recovered.unfinished.items():
-            node.keeping.resume(decision, len(rest.ballots))
+            node.keeping.resume(decision, rest)
             self._feed(
                 node,
                 lambda rest=rest: node.protocol.restore(  # type: ignore[misc]
-                    self.epoch, rest.proposal, rest.ballots, rest.own, self.now_ns
+                    self.epoch,
+                    rest.proposal,
+                    rest.ballots,
+                    rest.own,
+                    self.now_ns,
+                    opening=rest.opening,
+                    following=rest.following,
                 ),
             )
 
@@ -520,32 +653,52 @@ class World:
         if node.way != "honest":
             return
         for decision, going in node.protocol._deciding.items():
-            if going.late or going.tally.impossible:
-                self.could_close.add(decision)
+            question = going.round.question
+            place = decision, question.round
+            if going.round.late or going.tally.impossible:
+                self.could_close.add(place)
+            if self.questions.setdefault(place, question).options != question.options and self.tolerable:
+                self._violate("two honest instances ask two things in one round")
+            self.nexts |= going.round.following
+            if going.round.opening.before:
+                before = read(going.round.opening.before[0], VOTE, audience=AUDIENCE).body
+                self.nexts[before.value or b""] = question.options
+                self._committed(node, (decision, before.round), before.value or b"")
             if going.slot.commit is not None:
-                self._committed(node, decision, going.slot.commit.value)
+                self._committed(node, place, going.slot.commit.value)
 
-    def _committed(self, node: Node, decision: bytes, value: bytes) -> None:
-        values = self.commits.setdefault(decision, {})
+    def _committed(self, node: Node, place: tuple[bytes, int], value: bytes) -> None:
+        values = self.commits.setdefault(place, {})
         if value in values:
             values[value].add(node.name)
             return
         values[value] = {node.name}
         if self.tolerable and len(values) > 1:
             self._violate("two honest instances committed two outcomes")
-        if self.tolerable and value == close_value(decision, 1):
-            if decision not in self.could_close:
-                self._violate("closed though no honest instance had a reason")
+        question = self.questions.get(place)
+        if question is None:
+            return  # a round that no honest instance is in any more: it was shown how the next one began
+        decides = {question.decide(option): question.choice(option) for option in range(len(question.options))}
+        if (chosen := decides.get(value)) is not None:
+            voters = sum(chosen in cast for (_, *where), cast in self.cast.items() if tuple(where) == place)
+            if voters < self.epoch.quorum.needed:
+                self._violate(f"decided with {voters} ballots")
+        elif self.tolerable:
+            if place not in self.could_close:
+                self._violate("not decided though no honest instance had a reason")
+            self._check_undecided(question, value)
+
+    def _check_undecided(self, question: Question, value: bytes) -> None:
+        last = question.round == self.rounds
+        if value in {question.close, question.insufficient}:
+            if not last:
+                self._violate("closed before the last round")
             return
-        quorum = self.epoch.quorum.needed
-        for option in (0, 1):
-            if value == decide_value(decision, 1, choice_digest(decision, 1, option)):
-                voters = sum(option in cast for (_, d), cast in self.cast.items() if d == decision)
-                if voters < quorum:
-                    self._violate(f"decided with {voters} ballots")
-                return
-        if self.tolerable:
+        options = self.nexts.get(value)
+        if last or options is None or question.next(options) != value:
             self._violate("committed what is no outcome")
+        elif self._is_evil(options):
+            self._violate("what no honest one has proposed came in")
 
     @property
     def tolerable(self) -> bool:
@@ -554,7 +707,7 @@ class World:
 
     def _end(self, node: Node, end: End) -> None:
         if node.way == "honest":
-            self._committed(node, end.decision, end.commit.value)
+            self._committed(node, (end.decision, end.opening.question.round), end.commit.value)
             self._check_end(end)
             self.announced.setdefault(end.decision, []).append(end)
         node.keeping.forget(end.decision)
@@ -565,24 +718,26 @@ class World:
         votes = tuple(data for _, data in sorted(end.commit.votes.items()))
         try:
             verify_steps(
-                open_commit(votes, self.epoch, end.decision, 1),
+                open_commit(votes, self.epoch, end.decision, end.opening.question.round),
                 self.epoch,
                 self.keys.get,
                 BACKEND,  # type: ignore[arg-type]
                 self.batches,
             )
-            if end.outcome is Outcome.CLOSED:
+            if end.outcome is not Outcome.DECIDED:
                 return
             assert end.ballots is not None
             ballots = end.ballots.ballots
             needed = {r.key_id for r in ballots} | {end.proposal.key_id}
-            needed |= {self.epoch.instances[who].key_id for who in end.commit.votes}
+            needed |= {self.epoch.instances[who].key_id for who in end.commit.votes} | end.opening.signers
             certificate = DecisionCertificate(
                 self.epoch.data,
                 end.proposal.data,
                 tuple(r.data for r in ballots),
                 votes,
                 tuple(self.keys[one] for one in sorted(needed)),
+                end.opening.encoded_options,
+                end.opening.before,
             )
             case = _Case(DecisionCertificate.decode(certificate.encode()), self.epoch)
             verifiers = _verifiers(certificate, case, BACKEND)  # type: ignore[arg-type]
@@ -605,10 +760,10 @@ class World:
     def provable(self) -> set[str]:
         """Return those against whom all that was ever signed makes a proof; nobody needs to have collected it."""
         guilty: set[str] = set()
-        said: dict[tuple[str, bytes], list[Vote]] = {}
+        said: dict[tuple[str, bytes, int], list[Vote]] = {}
         for voted in self.known_votes:
             for one in (voted, *voted.votes):
-                place = (str(one.sender), one.vote.decision)
+                place = (str(one.sender), one.vote.decision, one.vote.round)
                 if any(contradicts(vote, one.vote) for vote in said.get(place, [])):
                     guilty.add(place[0])
                 said.setdefault(place, []).append(one.vote)
@@ -662,37 +817,47 @@ class World:
         calm = self.now_ns > self.chaos_until_ns
         self._after(self.random.randrange(2 * MS, (120 if calm else 25) * MS), self._misbehave)
 
-    def _values(self, decision: bytes) -> list[bytes]:
-        decided = [decide_value(decision, 1, choice_digest(decision, 1, option)) for option in (0, 1)]
-        return [*decided, close_value(decision, 1)]
+    def _question(self, decision: bytes) -> Question:
+        """Return what a round asks that some instance is in, or about to be."""
+        rounds = [going.round.question for going in self._going(decision)]
+        first = next(Question.first(p.leaf, p.body) for p in self.proposals if p.leaf == decision)
+        return self.random.choice([*rounds, first]) if rounds else first
+
+    def _going(self, decision: bytes) -> list[Deciding]:
+        return [n.protocol._deciding[decision] for n in self.nodes if decision in n.protocol._deciding]
+
+    def _values(self, question: Question) -> list[bytes]:
+        decided = [question.decide(option) for option in range(len(question.options))]
+        nexts = [question.next(question.options), question.next((*question.options[:2], EVIL))]
+        return [*decided, question.close, question.insufficient, *nexts]
 
     def _view_near(self, decision: bytes) -> int:
-        views = [
-            n.protocol._deciding[decision].slot.view for n in self.nodes if decision in n.protocol._deciding
-        ]
+        views = [going.slot.view for going in self._going(decision)]
         return min(max(1, self.random.choice(views or [1]) + self.random.choice((0, 0, 0, 1, -1))), 999_999)
 
     def _vote(
         self,
         who: str,
-        decision: bytes,
+        question: Question,
         step: Step,
         view: int,
         value: bytes | None,
         votes: list[Voted] | None = None,
+        counted: Counted | None = None,
     ) -> bytes:
         brings = bool(votes) and step in {Step.PROPOSE, Step.TIMEOUT}
         high = votes[0].vote if votes and brings else None
         vote = Vote(
             step=step,
             epoch=self.epoch.digest,
-            decision=decision,
-            round=1,
+            decision=question.decision,
+            round=question.round,
             view=view,
             value=None if step is Step.TIMEOUT else value,
             high_view=None if high is None else high.view,
             high_value=None if high is None else high.value,
             certificate=tuple(v.data for v in votes or ()) if brings else (),
+            counted=counted if step is Step.PROPOSE and not brings else None,
         )
         return self._sign(self.ids[who], VOTE, vote)
 
@@ -702,55 +867,116 @@ class World:
             return
         to = self.random.choice(self.honest)
         going = to.protocol._deciding.get(decision)
+        question = self._question(decision) if going is None else going.round.question
         view = 1 if going is None else going.slot.view
-        value = self.random.choice(self._values(decision))
-        if going is not None and going.outcome is not None and self.random.random() < 0.7:
-            value = going.outcome
-        certificate = self._some_qc(decision, view) if self.random.random() < 0.5 else None
+        value = self.random.choice(self._values(question))
+        counted = None
+        if going is not None and (outcome := going.round.outcome) is not None and self.random.random() < 0.7:
+            value = outcome
+            counted = going.round._counted.get(value)
+        certificate = self._some_qc(question, view) if self.random.random() < 0.5 else None
         for one in self.hostile:
-            self._broadcast(one, self._vote(one, decision, Step.PROPOSE, view, value, certificate), [to])
+            self._broadcast(
+                one, self._vote(one, question, Step.PROPOSE, view, value, certificate, counted), [to]
+            )
             for step in (Step.VOTE1, Step.VOTE2):
-                self._broadcast(one, self._vote(one, decision, step, view, value), [to])
+                self._broadcast(one, self._vote(one, question, step, view, value), [to])
+
+    def _wrong_next(self, who: str, decision: bytes) -> None:
+        """Propose a next round that does not follow from the ballots, or not from those that are named."""
+        question, view = self._question(decision), self._view_near(decision)
+        seats = list(self.epoch.seats)
+        votes: dict[str, bytes] = {}
+        for (agent, *place), cast in self.cast.items():
+            if tuple(place) == (decision, question.round) and cast:
+                votes[str(agent)] = self.random.choice(sorted(cast))
+        for seat in self.random.sample(seats, self.random.choice((0, 0, 2, 7))):
+            votes.pop(seat, None)
+        if self.random.random() < 0.3:
+            votes[self.random.choice(seats)] = question.counter(EVIL)
+        values = sorted(set(votes.values()))
+        counted = Counted(
+            values=tuple(values),
+            seats=bytes(values.index(votes[seat]) + 1 if seat in votes else 0 for seat in seats),
+        )
+        wrong = [
+            (*question.options[:2], EVIL),
+            question.options[:2][::-1],
+            question.options,
+            (*question.options[:2], BETTER),
+        ]
+        value = question.next(self.random.choice(wrong))
+        self._broadcast(who, self._vote(who, question, Step.PROPOSE, view, value, None, counted))
+        for one in self.hostile:
+            for step in (Step.VOTE1, Step.VOTE2):
+                self._broadcast(one, self._vote(one, question, step, view, value))
+
+    def _false_round(self, who: str, decision: bytes) -> None:
+        """Tell of a round that has not begun, or of other options than were committed; or of a true one, late."""
+        votes: dict[tuple[int, int, bytes], dict[str, bytes]] = {}
+        for voted in self.known_votes:
+            vote = voted.vote
+            if vote.decision == decision and vote.step is Step.VOTE2 and vote.value is not None:
+                votes.setdefault((vote.round, vote.view, vote.value), {})[str(voted.sender)] = voted.data
+        if not votes:
+            return
+        place = self.random.choice(sorted(votes))
+        if place[0] >= 10:
+            return
+        question = self._question(decision)
+        true = self.nexts.get(place[2], question.options)
+        options = self.random.choice((true, (*question.options[:2], EVIL), question.options[::-1]))
+        opened = RoundOpened(
+            epoch=self.epoch.digest,
+            decision=decision,
+            round=place[0] + 1,
+            options=options,
+            commit=tuple(votes[place].values()),
+            keys=(),
+        )
+        self._tell(who, opened)
 
     def _anything(self, who: str, decision: bytes) -> None:
+        question = self._question(decision)
         step, view = self.random.choice(list(Step)), self._view_near(decision)
-        value = self.random.choice(self._values(decision))
+        value = self.random.choice(self._values(question))
         if self.random.random() < 0.1:
             view = self.random.choice((999_999, min(view + 9, 999_999)))
         to = self.random.sample(self.nodes, self.random.randint(0, len(self.nodes)))
-        self._broadcast(who, self._vote(who, decision, step, view, value, self._some_qc(decision, view)), to)
+        self._broadcast(who, self._vote(who, question, step, view, value, self._some_qc(question, view)), to)
 
     def _replay(self, who: str, decision: bytes) -> None:  # noqa: ARG002
         if self.known_votes:
             self._broadcast("", self.random.choice(self.known_votes).data)
 
-    def _certs(self, decision: bytes) -> dict[tuple[int, bytes], list[Voted]]:
+    def _certs(self, question: Question) -> dict[tuple[int, bytes], list[Voted]]:
         """Return every QC1 that can be put together from what was signed, with the hostile ones' help."""
         by_place: dict[tuple[int, bytes], dict[str, Voted]] = {}
+        where = question.decision, question.round
         for voted in self.known_votes:
             vote = voted.vote
-            if vote.step is Step.VOTE1 and vote.decision == decision and vote.value is not None:
+            if vote.step is Step.VOTE1 and (vote.decision, vote.round) == where and vote.value is not None:
                 by_place.setdefault((vote.view, vote.value), {})[str(voted.sender)] = voted
         found = {}
         for (view, value), votes in by_place.items():
             for one in self.hostile:
                 if one not in votes:
-                    votes[one] = self._open(self._vote(one, decision, Step.VOTE1, view, value))
+                    votes[one] = self._open(self._vote(one, question, Step.VOTE1, view, value))
             if len(votes) >= self.epoch.instance_quorum:
                 found[view, value] = list(votes.values())[: self.epoch.instance_quorum]
         return found
 
-    def _some_qc(self, decision: bytes, below: int) -> list[Voted] | None:
-        certs = [votes for (view, _), votes in self._certs(decision).items() if view < below]
+    def _some_qc(self, question: Question, below: int) -> list[Voted] | None:
+        certs = [votes for (view, _), votes in self._certs(question).items() if view < below]
         return self.random.choice([None, *certs])
 
     def _hidden_qc(self, who: str, decision: bytes) -> None:
         """Show a certificate late, and to one."""
-        view = self._view_near(decision)
-        certificate = self._some_qc(decision, view)
+        question, view = self._question(decision), self._view_near(decision)
+        certificate = self._some_qc(question, view)
         if certificate:
             step = self.random.choice((Step.PROPOSE, Step.TIMEOUT))
-            data = self._vote(who, decision, step, view, certificate[0].vote.value, certificate)
+            data = self._vote(who, question, step, view, certificate[0].vote.value, certificate)
             self._broadcast(who, data, [self.random.choice(self.nodes)])
 
     def _forged_qc(self, who: str, decision: bytes) -> None:
@@ -758,30 +984,33 @@ class World:
         votes = [v for v in self.known_votes if v.vote.step in {Step.VOTE1, Step.VOTE2}]
         if votes:
             some = self.random.choices(votes, k=self.random.choice((1, 2, 3, 3, 4)))
-            value = self.random.choice(self._values(decision))
-            self._broadcast(who, self._vote(who, decision, Step.PROPOSE, 9, value, some))
+            question = self._question(decision)
+            value = self.random.choice(self._values(question))
+            self._broadcast(who, self._vote(who, question, Step.PROPOSE, 9, value, some))
 
     def _wrong_place(self, who: str, decision: bytes) -> None:
         """What another decision's, round's or epoch's place would make good."""
         places: list[dict[str, object]] = [
             {"epoch": self.old_epoch.digest},
-            {"round": 2},
+            {"round": self.random.randint(1, 10)},
             {"decision": bytes(32)},
         ]
         place = self.random.choice(places)
-        vote = self._open(self._vote(who, decision, Step.VOTE2, 1, self._values(decision)[2])).vote
+        question = self._question(decision)
+        vote = self._open(self._vote(who, question, Step.VOTE2, 1, question.close)).vote
         self._broadcast(who, self._sign(self.ids[who], VOTE, vote.model_copy(update=place)))
 
     def _bad_signature(self, who: str, decision: bytes) -> None:  # noqa: ARG002
         """Speak in an honest one's name."""
         victim = self.ids[self.random.choice(self.names)]
+        question = self._question(decision)
         vote = Vote(
             step=Step.VOTE2,
             epoch=self.epoch.digest,
             decision=decision,
-            round=1,
+            round=question.round,
             view=1,
-            value=self.random.choice(self._values(decision)),
+            value=self.random.choice(self._values(question)),
         )
         self._broadcast("", self._sign(victim, VOTE, vote, forge=True))
 
@@ -795,6 +1024,13 @@ class World:
         )
         node = self.random.choice(self.nodes)
         self._deliver(who, node, lambda: self._take_page(node, page))
+
+
+class Credulous(Round):
+    """A mutant: it votes for a next round without having recomputed it."""
+
+    def _recomputes(self, value: bytes) -> bool:  # noqa: ARG002
+        return True
 
 
 class Unlocked(Slot):

@@ -16,7 +16,7 @@ from tocsin.contracts.response import Action, Command
 from tocsin.contracts.subjects import MessageType
 from tocsin.crypto import Algorithm, Authority, LocalKey, TrustStore, select_backend, sign_batch
 from tocsin.evidence.certificate import DecisionCertificate
-from tocsin.evidence.choices import choice_digest, decide_value
+from tocsin.evidence.choices import Question, choice_digest, decide_value
 from tocsin.evidence.epochs import InstalledEpoch, make_epoch, open_epoch
 from tocsin.evidence.reading import Evidence, read
 
@@ -27,16 +27,24 @@ DENY = Command(action=Action.DENY, address="203.0.113.9", duration_s=3600)
 OPTIONS = (Option(name="deny", command=DENY, text="Block it"), Option(name="wait", command=None, text="Wait"))
 
 
-def proposal_body(epoch: bytes, *, subject: str = "scan", deadline_ms: int = 5_000) -> Proposal:
-    """Return a question with two options."""
+def proposal_body(
+    epoch: bytes,
+    *,
+    subject: str = "scan",
+    deadline_ms: int = 5_000,
+    rounds: int = 1,
+    options: tuple[Option, ...] = OPTIONS,
+) -> Proposal:
+    """Return a question, by default with two options."""
     return Proposal(
         epoch=epoch,
         workflow=bytes(16),
         subject=subject,
         evidence=("one",),
         assessment=bytes(32),
-        options=OPTIONS,
+        options=options,
         deadline_ms=deadline_ms,
+        rounds=rounds,
     )
 
 
@@ -49,6 +57,22 @@ def ballot_body(epoch: bytes, decision: bytes, option: int | None, *, round_numb
         choice=Choice.ABSTAIN if option is None else Choice.OPTION,
         option=option,
         value=choice_digest(decision, round_number, option),
+    )
+
+
+def ballot_in(epoch: bytes, question: Question, choice: int | Option | None) -> Ballot:
+    """Return a ballot for an option of a round, for a counter-proposal, or to abstain."""
+    counter = choice if isinstance(choice, Option) else None
+    option = choice if isinstance(choice, int) else None
+    kind = Choice.COUNTER if counter else Choice.ABSTAIN if option is None else Choice.OPTION
+    return Ballot(
+        epoch=epoch,
+        decision=question.decision,
+        round=question.round,
+        choice=kind,
+        option=option,
+        value=question.choice(option) if counter is None else question.counter(counter),
+        counter=counter,
     )
 
 
@@ -158,15 +182,18 @@ class Council:
         keys = {self.seat(one)[1]: self.keys[str(one)].signer.public_key for one in who}
         return tuple(keys[key_id] for key_id in sorted(keys))
 
-    def certificate(self, option: int = 0, *, voters: Sequence[SpiffeId] | None = None) -> DecisionCertificate:
+    def certificate(
+        self, option: int = 0, *, voters: Sequence[SpiffeId] | None = None, body: Proposal | None = None
+    ) -> DecisionCertificate:
         """Return a certificate of ``voters``, by default as many as the quorum needs."""
         voters = self.voters[: self.epoch.quorum.needed] if voters is None else voters
-        proposal = self.propose()
+        proposal = self.propose(body)
         decision = proposal.leaf
         value = decide_value(decision, 1, choice_digest(decision, 1, option))
         votes = [self.vote(decision, value, one) for one in self.services[: self.epoch.instance_quorum]]
         return DecisionCertificate(
             epoch=self.epoch.data,
+            chain=self.epoch.chain,
             proposal=proposal.data,
             ballots=tuple(self.ballots(decision, [(who, option) for who in voters])),
             votes=tuple(votes),

@@ -24,12 +24,15 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # run as a program, it finds the tests' own modules
 
-from consensus_world import Double, SmallQuorum, Unlocked, ViolationError, World
+from consensus_world import Credulous, Double, SmallQuorum, Unlocked, ViolationError, World
 
+from tocsin.consensus.round import Round
 from tocsin.consensus.slot import Slot
+from tocsin.contracts.decisions import Outcome
 
-MUTANTS: dict[str, type[Slot]] = {
+MUTANTS: dict[str, type[Slot | Round]] = {
     "none": Slot,
+    "credulous": Credulous,
     "unlocked": Unlocked,
     "double": Double,
     "small-quorum": SmallQuorum,
@@ -37,11 +40,18 @@ MUTANTS: dict[str, type[Slot]] = {
 CHUNK = 25
 
 
+def make_world(seed: int, hostile: int, mutant: type[Slot | Round]) -> World:
+    """Return a schedule in which a rule of the slot or of the round is broken."""
+    if issubclass(mutant, Round):
+        return World(seed, hostile=hostile, make_round=mutant)
+    return World(seed, hostile=hostile, make_slot=mutant)
+
+
 def run_one(seed: int, hostile: int, mutant: str) -> tuple[str | None, Counter[str]]:
     """Run a schedule; return what was violated, and what happened."""
     happened: Counter[str] = Counter(schedules=1)
     try:
-        world = World(seed, hostile=hostile, make_slot=MUTANTS[mutant]).run()
+        world = make_world(seed, hostile, MUTANTS[mutant]).run()
         world.check()
     except ViolationError as error:
         return str(error), happened
@@ -51,6 +61,10 @@ def run_one(seed: int, hostile: int, mutant: str) -> tuple[str | None, Counter[s
     for ends in world.announced.values():
         happened[ends[0].outcome.value] += 1
         happened["later_views"] += ends[0].commit.view > 1
+        happened["later_rounds"] += ends[0].opening.question.round > 1
+        happened["decided_in_later_rounds"] += (
+            ends[0].outcome is Outcome.DECIDED and ends[0].opening.question.round > 1
+        )
     return None, happened
 
 

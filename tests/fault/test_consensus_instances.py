@@ -2,89 +2,24 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import pytest
-from consensus_fleet import Fleet, start_process
+from consensus_fleet import Fleet
+from consensus_processes import (
+    INSTANCES,
+    all_ready,
+    assert_each_step_was_signed_once,
+    processes,
+)
 from support import World, eventually
 
-from tocsin.contracts.catalogue import PING
 from tocsin.contracts.decisions import Outcome, Step
-from tocsin.contracts.errors import TocsinError
-from tocsin.contracts.identifiers import ServiceName
-from tocsin.contracts.operations import PingRequest
 from tocsin.evidence.verification import verify
 
-INSTANCES = 4
 WITHIN_S = 60.0
-
-
-class Processes:
-    """The instances' processes by number."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self.fleet = fleet
-        self.running: dict[int, subprocess.Popen[bytes]] = {}
-        self.folders: list[Path] = []
-        for number, credentials in enumerate(fleet.credentials):
-            folder = fleet.world.folder / f"credentials-{number}"
-            credentials.save(folder, f"consensus-{number}")
-            self.folders.append(folder)
-
-    def start(self, number: int) -> None:
-        self.running[number] = start_process(
-            self.fleet.world, self.folders[number], self.fleet.state_dir, str(number)
-        )
-
-    def kill(self, number: int) -> None:
-        process = self.running.pop(number)
-        process.kill()
-        process.wait(10)
-
-    def end(self) -> None:
-        for number in list(self.running):
-            self.kill(number)
-
-
-@contextmanager
-def processes(fleet: Fleet) -> Iterator[Processes]:
-    made = Processes(fleet)
-    try:
-        yield made
-    finally:
-        made.end()
-
-
-async def all_ready(fleet: Fleet) -> None:
-    names: set[str] = set()
-
-    async def ask() -> None:
-        try:
-            names.add((await fleet.cli.request(PING[ServiceName.CONSENSUS], PingRequest(), timeout_s=2)).name)
-        except TocsinError:
-            return
-
-    for _ in range(1_000):
-        await ask()
-        if len(names) == INSTANCES:
-            return
-    raise AssertionError(f"only {names} answer")
 
 
 def steps_of(fleet: Fleet, instance: str) -> list[Step]:
     return [vote.step for (vote, _), who in zip(fleet.votes, fleet.voters, strict=True) if who == instance]
-
-
-def assert_each_step_was_signed_once(fleet: Fleet) -> None:
-    """Whatever was killed when: one envelope for each instance, decision, step and view, sent as often as need be."""
-    signed: dict[tuple[str, bytes, Step, int], set[bytes]] = {}
-    for (vote, data), who in zip(fleet.votes, fleet.voters, strict=True):
-        signed.setdefault((who, vote.decision, vote.step, vote.view), set()).add(data)
-    assert signed
-    assert all(len(envelopes) == 1 for envelopes in signed.values())
 
 
 async def decided(fleet: Fleet, decision: bytes) -> None:

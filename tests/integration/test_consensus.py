@@ -95,7 +95,7 @@ async def test_strangers_and_second_ballots_do_not_count(fleet: Fleet) -> None:
     await eventually(lambda: len(fleet.accused) == 3)
     assert {proof.accused for proof in fleet.accused} == set(map(str, first.agents))
     announced = await fleet.outcome(decision)
-    assert announced.outcome is Outcome.CLOSED
+    assert announced.outcome is Outcome.INSUFFICIENT
     assert announced.certificate is None
     assert (announced.ballots_for, announced.ballots_received) == (6, 6)
     assert announced.missing == ("admin", "s-2-0", "s-2-1", "s-2-2")

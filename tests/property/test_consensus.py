@@ -12,7 +12,7 @@ from tocsin.consensus.effects import Accuse, CastVote, Effect, End, Voted
 from tocsin.consensus.protocol import Protocol
 from tocsin.consensus.tally import Received
 from tocsin.contracts.decisions import Outcome, Proposal, Step
-from tocsin.evidence.choices import close_value, decide_value
+from tocsin.evidence.choices import close_value, decide_value, insufficient_value
 from tocsin.evidence.reading import Evidence
 
 AGENTS = 7
@@ -122,8 +122,10 @@ def test_a_decision_ends_once_and_by_the_rules(history: list[Event]) -> None:
             assert end.ballots.option == r.ballot.option
             assert (agent, r.ballot.option) in run.cast_for
         assert end.commit.value == decide_value(run.proposal.leaf, 1, end.ballots.choice)
-    else:
+    elif end.outcome is Outcome.CLOSED:
         assert end.commit.value == close_value(run.proposal.leaf, 1)
+    else:
+        assert end.commit.value == insufficient_value(run.proposal.leaf, 1)
     # Each step is cast once, and all for one value.
     assert sorted(e.vote.step for e in run.cast) == sorted([Step.PROPOSE, Step.VOTE1, Step.VOTE2])
     assert {e.vote.value for e in run.cast} == {end.commit.value}

@@ -14,7 +14,7 @@ Everything that an agent sends goes through :attr:`Agent.host`, signed under the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -26,7 +26,7 @@ from tocsin.agent.support import Support, choose
 from tocsin.bus import Context, Sent
 from tocsin.contracts.analysis import Assessment, AssessmentMade
 from tocsin.contracts.base import Message
-from tocsin.contracts.decisions import DecisionAnnounced, Proposal
+from tocsin.contracts.decisions import DecisionAnnounced, MembershipWish, Option, Proposal
 from tocsin.contracts.errors import DeniedError, InvalidInputError
 from tocsin.contracts.identifiers import AgentName, Priority, Role, SpiffeId
 from tocsin.contracts.missions import Objective
@@ -44,10 +44,15 @@ R = TypeVar("R", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class BallotChoice:
-    """What an agent votes for: an option by its index, or None to abstain; and why, in a line."""
+    """What an agent votes for: an option by its index, or None to abstain; and why, in a line.
+
+    Or, with ``option`` None, a counter-proposal: if more than a third of the participants make the same one, byte for
+    byte, it is an option of the next round.
+    """
 
     option: int | None
     reason: str = ""
+    counter: Option | None = None
 
 
 class HostView(Protocol):
@@ -56,6 +61,10 @@ class HostView(Protocol):
     @property
     def epoch(self) -> InstalledEpoch | None:
         """The epoch that is installed, once this host has it."""
+
+    @property
+    def epochs(self) -> Mapping[bytes, InstalledEpoch]:
+        """The last epochs that this host has come to believe, by digest."""
 
     @property
     def state_dir(self) -> Path:
@@ -163,11 +172,28 @@ class Agent:
         By default an agent supports a command only against an address that another agent than the
         proposer has warned it about, and doing nothing otherwise: see :mod:`tocsin.agent.support`.
         """
-        installed = self.host.epoch
-        if installed is None or proposal.epoch != installed.digest:
+        if proposal.epoch not in self.host.epochs:
             return None
         index, reason = choose(proposal, self.support, proposer=context.sender.name)
         return BallotChoice(index, reason)
+
+    async def on_membership(self, wish: MembershipWish, context: Context) -> None:
+        """Take note that fleet wishes for the next epoch: for admins."""
+
+    async def on_round(self, proposal: Proposal, round_number: int, context: Context) -> BallotChoice | None:  # noqa: ARG002 - its overriders use all
+        """Choose again: no option had a quorum in the round before. None casts no ballot.
+
+        By default the agent is asked as for a new proposal. The options are in the order of their support in the
+        round before, so the default policy prefers, of the commands that it has grounds for, the one that most others
+        support, and the same of the options that do nothing: agents that can agree do. It never gives up one for the
+        other because others did; but it may have been warned since.
+
+        Args:
+            proposal: as it was made, but for its options: they are this round's.
+            round_number: 2 or more.
+            context: the proposal's own; its leaf is the decision's id.
+        """
+        return await self.on_proposal(proposal, context)
 
     async def on_decision(self, announced: DecisionAnnounced, context: Context) -> None:
         """Learn how a decision ended."""

@@ -1,28 +1,60 @@
-"""When a resident may ballot, and that it does so once."""
+"""When a resident may ballot, and that it does so once in each round.
+
+A round after the first is believed when its commit verifies: who says that it has begun need not be believed. It can
+be told of any number of times, as a proposal can; what was cast is sent again in its own bytes.
+
+Does not know a decision whose proposal it has not seen: a host that starts between two rounds takes no part in what is
+already open.
+"""
 
 from __future__ import annotations
 
-from tocsin.agent.ballots import FIRST_ROUND, BallotCaster, BallotLog
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from tocsin.agent.ballots import BallotCaster, BallotLog
 from tocsin.agent.delivery import Resident
 from tocsin.agent.epochs import EpochKeeper
+from tocsin.agent.succession import Electorate
 from tocsin.bus import Bus, Context
 from tocsin.contracts.catalogue import CONSENSUS_BALLOT
-from tocsin.contracts.decisions import Proposal
+from tocsin.contracts.decisions import Proposal, RoundOpened
 from tocsin.contracts.errors import InvalidInputError, UntrustedError
+from tocsin.evidence.choices import Question
 from tocsin.evidence.committee import committee_of
+from tocsin.evidence.epochs import InstalledEpoch
+from tocsin.evidence.rounds import verify_opened
 from tocsin.telemetry import get_logger
 
+MAX_OPEN = 1024
+"""Proposals remembered for their later rounds; the oldest is forgotten first."""
+
 log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A decision that further rounds may come for."""
+
+    proposal: Proposal
+    context: Context
+    epoch: InstalledEpoch
+    question: Question
+    """Of the last round that has begun."""
+    verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Balloting:
     """Asks a resident for its choice and casts it."""
 
-    def __init__(self, bus: Bus, ballots: BallotLog, epochs: EpochKeeper) -> None:
+    def __init__(self, bus: Bus, ballots: BallotLog, epochs: EpochKeeper, electorate: Electorate) -> None:
         self._bus = bus
         self._ballots = ballots
         self._caster = BallotCaster(bus, ballots)
         self._epochs = epochs
+        self._electorate = electorate
+        self._open: OrderedDict[bytes, _Open] = OrderedDict()
 
     async def ballot(self, resident: Resident, proposal: Proposal, context: Context) -> None:
         """Ask an agent, and cast its ballot; one that has balloted is not asked again.
@@ -31,29 +63,92 @@ class Balloting:
         own bytes. An agent without a seat in the epoch installed here is asked, for it may want to know, but
         casts nothing: its ballot could not count.
         """
+        # The proposer may have the next epoch sooner than this host.
+        await self._epochs.seek(proposal.epoch)
+        epoch = self._epochs.deciding(proposal.epoch, context.now_ns) or self._epochs.epoch
+        if epoch is not None and proposal.epoch == epoch.digest and proposal.rounds > 1:
+            self._remember(proposal, context, epoch)
+        known = self._open.get(context.leaf)
+        if known is not None:
+            epoch = known.epoch
+        await self._ask(resident, proposal, context, Question.first(context.leaf, proposal), epoch)
+
+    async def opened(self, opened: RoundOpened) -> _Open | None:
+        """Verify that a round has begun; None if it is of no decision that is open here, or of a round before.
+
+        Raises:
+            TocsinError: what is wrong with it.
+        """
+        known = self._open.get(opened.decision)
+        if known is None:
+            self._bus.metrics.count("rounds_of_unknown_decisions")
+            return None
+        async with known.verifying:
+            if opened.round > known.question.round:
+                opening = await asyncio.to_thread(
+                    verify_opened,
+                    opened,
+                    known.proposal,
+                    known.epoch,
+                    lambda _: None,  # it brings the keys
+                    self._bus.backend,
+                    self._bus.opener.batches,
+                )
+                known.question = opening.question
+        return known if opened.round == known.question.round else None
+
+    async def ballot_again(self, known: _Open, resident: Resident) -> None:
+        """Ask an agent in a round after the first, and cast its ballot."""
+        proposal = known.proposal.model_copy(update={"options": known.question.options})
+        await self._ask(resident, proposal, known.context, known.question, known.epoch)
+
+    async def _ask(
+        self,
+        resident: Resident,
+        proposal: Proposal,
+        context: Context,
+        question: Question,
+        epoch: InstalledEpoch | None,
+    ) -> None:
         agent = resident.agent
-        kept = self._ballots.find(agent.id, context.leaf, FIRST_ROUND)
+        kept = self._ballots.find(agent.id, question.decision, question.round)
         if kept is not None:
-            await self._bus.send(CONSENSUS_BALLOT.at(decision=context.leaf.hex(), agent=agent.name), kept)
+            at = {"decision": question.decision.hex(), "agent": agent.name}
+            await self._bus.send(CONSENSUS_BALLOT.at(**at), kept)
             return
-        choice = await agent.on_proposal(proposal, context)
+        if question.round == 1:
+            choice = await agent.on_proposal(proposal, context)
+        else:
+            choice = await agent.on_round(proposal, question.round, context)
+        why_not = _why_not(resident, proposal, epoch)
+        if why_not is None and proposal.change is not None and epoch is not None:
+            choice = await self._electorate.judge(agent.id, epoch, proposal, context)
         if choice is None:
             self._bus.metrics.count("ballots_withheld.by_choice")
-        elif (why_not := self._why_not(resident, proposal)) is not None:
+        elif why_not is not None:
             self._bus.metrics.count(f"ballots_withheld.{why_not}")
             log.warning("ballot_withheld", agent=agent.name, decision=context.leaf.hex(), reason=why_not)
         else:
-            await self._caster.cast(agent.id, proposal, context, choice.option, choice.reason)
+            await self._caster.cast_in(
+                agent.id, proposal.epoch, question, choice.option, choice.reason, counter=choice.counter
+            )
             self._bus.metrics.count("ballots_cast")
 
-    def _why_not(self, resident: Resident, proposal: Proposal) -> str | None:
-        epoch = self._epochs.epoch
-        if epoch is None:
-            return "no_epoch"
-        if proposal.epoch != epoch.digest:
-            return "other_epoch"
-        try:
-            committee_of(proposal, epoch).seat(resident.agent.id, resident.key_id)
-        except (InvalidInputError, UntrustedError) as error:
-            return error.reason
-        return None
+    def _remember(self, proposal: Proposal, context: Context, epoch: InstalledEpoch) -> None:
+        if context.leaf not in self._open:
+            question = Question.first(context.leaf, proposal)
+            self._open[context.leaf] = _Open(proposal, context, epoch, question)
+            while len(self._open) > MAX_OPEN:
+                self._open.popitem(last=False)
+
+
+def _why_not(resident: Resident, proposal: Proposal, epoch: InstalledEpoch | None) -> str | None:
+    if epoch is None:
+        return "no_epoch"
+    if proposal.epoch != epoch.digest:
+        return "other_epoch"
+    try:
+        committee_of(proposal, epoch).seat(resident.agent.id, resident.key_id)
+    except (InvalidInputError, UntrustedError) as error:
+        return error.reason
+    return None

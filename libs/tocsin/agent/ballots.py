@@ -19,15 +19,14 @@ from typing import NamedTuple
 
 from tocsin.bus import Bus, Context, Sent
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_BALLOT
-from tocsin.contracts.decisions import Ballot, Choice, Proposal
+from tocsin.contracts.decisions import Ballot, Choice, Option, Proposal
 from tocsin.contracts.errors import ConflictError, ExhaustedError, InvalidInputError
 from tocsin.contracts.identifiers import SpiffeId
-from tocsin.evidence.choices import choice_digest
+from tocsin.evidence.choices import Question
 from tocsin.evidence.journal import Journal, JournalWriter, Place
 from tocsin.evidence.reading import Evidence, read
 
 BALLOT_AUDIENCE = "service.consensus"
-FIRST_ROUND = 1
 MAX_CASTING = 4096
 """Ballots that one process casts at once; a further one is refused."""
 
@@ -110,7 +109,7 @@ class BallotCaster:
     async def cast(
         self, agent: SpiffeId, proposal: Proposal, context: Context, option: int | None, reason: str = ""
     ) -> Sent:
-        """Cast an agent's ballot, or send again the one that it has cast.
+        """Cast an agent's ballot in the first round, or send again the one that it has cast; see :meth:`cast_in`.
 
         Args:
             agent: one of this process's agents.
@@ -118,18 +117,41 @@ class BallotCaster:
             context: the proposal's own; its leaf is the decision's id.
             option: index of the option; None abstains.
             reason: a line for people, cut at 512 characters.
+        """
+        question = Question.first(context.leaf, proposal)
+        return await self.cast_in(agent, proposal.epoch, question, option, reason)
+
+    async def cast_in(
+        self,
+        agent: SpiffeId,
+        epoch: bytes,
+        question: Question,
+        option: int | None,
+        reason: str = "",
+        *,
+        counter: Option | None = None,
+    ) -> Sent:
+        """Cast an agent's ballot in a round, or send again the one that it has cast.
+
+        Args:
+            agent: one of this process's agents.
+            epoch: its digest.
+            question: what the round asks; that it does was verified.
+            option: index of the option; None abstains, unless there is a counter-proposal.
+            reason: a line for people, cut at 512 characters.
+            counter: what should be an option of the next round.
 
         Raises:
-            InvalidInputError: ``no_such_option``.
+            InvalidInputError: ``no_such_option``; ``bad_choice``: an option and a counter-proposal.
             ConflictError: ``already_balloted``: for another choice.
             UnavailableError: the disk or the broker refuses; cast again later, the ballot stays the same.
         """
-        if option is not None and not 0 <= option < len(proposal.options):
-            raise InvalidInputError(f"the proposal has no option {option}", reason="no_such_option")
-        decision = context.leaf
-        value = choice_digest(decision, FIRST_ROUND, option)
-        key = _Key(str(agent), decision, FIRST_ROUND)
-        if (cast := self._log.value(agent, decision, FIRST_ROUND)) is not None:
+        if option is not None and counter is not None:
+            raise InvalidInputError("an option or a counter-proposal, not both", reason="bad_choice")
+        value = question.choice(option) if counter is None else question.counter(counter)
+        decision, number = question.decision, question.round
+        key = _Key(str(agent), decision, number)
+        if (cast := self._log.value(agent, decision, number)) is not None:
             refuse_other(cast, value, agent)
         elif key in self._casting:
             going, task = self._casting[key]
@@ -138,21 +160,23 @@ class BallotCaster:
         else:
             if len(self._casting) >= MAX_CASTING:
                 raise ExhaustedError(f"{MAX_CASTING} ballots are being cast", reason="too_many_ballots")
+            choice = Choice.ABSTAIN if option is None else Choice.OPTION
             ballot = Ballot(
-                epoch=proposal.epoch,
+                epoch=epoch,
                 decision=decision,
-                round=FIRST_ROUND,
-                choice=Choice.ABSTAIN if option is None else Choice.OPTION,
+                round=number,
+                choice=choice if counter is None else Choice.COUNTER,
                 option=option,
                 value=value,
                 reason=reason[:512],
+                counter=counter,
             )
             # A task of its own: a caller that is cancelled leaves no ballot half cast.
             task = asyncio.create_task(self._keep(agent, ballot), name="ballot")
             self._casting[key] = (value, task)
             task.add_done_callback(lambda task: self._ended(key, task))
             return await self._send(agent, decision, await asyncio.shield(task))
-        kept = self._log.find(agent, decision, FIRST_ROUND)
+        kept = self._log.find(agent, decision, number)
         assert kept is not None  # noqa: S101 - it is in the log, or its task has failed above
         return await self._send(agent, decision, kept)
 

@@ -22,7 +22,7 @@ from tocsin.bus import Context
 from tocsin.contracts.analysis import AssessmentMade
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import ALERT_BACKUP
-from tocsin.contracts.decisions import DecisionAnnounced, Proposal
+from tocsin.contracts.decisions import DecisionAnnounced, MembershipWish, Proposal
 from tocsin.contracts.errors import (
     DeniedError,
     ExhaustedError,
@@ -142,6 +142,32 @@ class Delivery:
         for resident in self._residents:
             self._put(resident, body, context)
 
+    def membership(self, wish: MembershipWish, context: Context) -> None:
+        """Take fleet's wish for the next epoch, for the admins here.
+
+        Raises:
+            UnavailableError: ``closing``.
+        """
+        self._refuse_if_closed()
+        for resident in self._residents:
+            if resident.agent.role is Role.ADMIN:
+                self._put(resident, wish, context)
+
+    def again(self, label: str, context: Context, work: Callable[[Resident], Awaitable[None]]) -> None:
+        """Give every resident, in its turn, more work about what it was handed before, if its sender is still trusted.
+
+        Args:
+            label: of the work.
+            context: of what was handed over.
+            work: for each.
+
+        Raises:
+            UnavailableError: ``closing``.
+        """
+        self._refuse_if_closed()
+        for resident in self._residents:
+            resident.inbox.put(Job(label, partial(self._if_trusted, context, partial(work, resident))))
+
     async def observe(self, resident: Resident, batch: Observations, context: Context) -> ObservationsTaken:
         """Let a sentinel answer a batch, in its turn.
 
@@ -223,15 +249,18 @@ class Delivery:
         return resident.inbox.put(Job(context.kind.name, work, urgent=context.priority is Priority.CRITICAL))
 
     async def _hand_over(self, resident: Resident, body: Message, context: Context) -> None:
+        if isinstance(body, Proposal):
+            await self._if_trusted(context, partial(self._ballot, resident, body, context))
+        else:
+            await self._if_trusted(context, partial(call_handler, resident.agent, body, context))
+
+    async def _if_trusted(self, context: Context, work: Callable[[], Awaitable[None]]) -> None:
         try:
             self._require_trusted(context.kind, context.key_id)
         except UntrustedError as refused:
             self._reject(refused, context.subject, context.data)
-            return
-        if isinstance(body, Proposal):
-            await self._ballot(resident, body, context)
         else:
-            await call_handler(resident.agent, body, context)
+            await work()
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -250,6 +279,8 @@ async def call_handler(agent: Agent, body: Message, context: Context) -> None:
         await agent.on_intelligence(body, context)
     elif isinstance(body, DecisionAnnounced):
         await agent.on_decision(body, context)
+    elif isinstance(body, MembershipWish):
+        await agent.on_membership(body, context)
     elif isinstance(body, AssessmentMade):
         await agent.on_assessment(body, context)
     else:

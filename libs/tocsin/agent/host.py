@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from tocsin.agent.missions import Missions
 from tocsin.agent.peers import Peers
 from tocsin.agent.receipts import ReceiptSender
 from tocsin.agent.settings import HostSettings
+from tocsin.agent.succession import Electorate, SupportLog
 from tocsin.bus import Bus, Context, Sent
 from tocsin.bus.consumer import Consumer
 from tocsin.bus.credentials import read
@@ -54,6 +55,7 @@ from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
     ALERT_BACKUP,
     CONSENSUS_DECISION,
+    CONSENSUS_ROUND,
     DELIVER_AGENT,
     DELIVER_ALL,
     DELIVER_ROLE,
@@ -64,10 +66,12 @@ from tocsin.contracts.catalogue import (
     HEARTBEAT_TYPE,
     HOST_ATTEST,
     HOST_PING,
+    MEMBERSHIP,
     OBSERVE,
     ROUTE,
     THREAT_ALERT,
 )
+from tocsin.contracts.decisions import DecisionAnnounced, RoundOpened
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.fleet import Heartbeat
 from tocsin.contracts.health import Attestation, Challenge, MeasuredAgent, Measurement
@@ -136,6 +140,8 @@ class AgentHost:
         self._bus: Bus
         self._membership: Membership
         self._epochs: EpochKeeper
+        self._electorate: Electorate
+        self._balloting: Balloting
         self._sealing_keys: SealingKeys
         self._receipts: ReceiptSender
         self._delivery: Delivery
@@ -177,6 +183,8 @@ class AgentHost:
         self._membership = await asyncio.to_thread(self._prepare)
         ballots = await asyncio.to_thread(BallotLog, self.state_dir / "ballots.log")
         self._open.callback(ballots.close)
+        supported = await asyncio.to_thread(SupportLog, self.state_dir / "epochs.log")
+        self._open.callback(supported.close)
         journal = await asyncio.to_thread(
             AlertJournal, self.state_dir / "alerts.journal", now_ns=time.time_ns()
         )
@@ -189,14 +197,15 @@ class AgentHost:
         self._sealing_keys = SealingKeys(self._bus)
         self._receipts = ReceiptSender(self._bus, self.settings.host_name)
         self._residents = {name: self._settle(agent) for name, agent in self.agents.items()}
-        balloting = Balloting(self._bus, ballots, self._epochs)
+        self._electorate = Electorate(self._bus, supported)
+        self._balloting = Balloting(self._bus, ballots, self._epochs, self._electorate)
         carried = [(resident.agent, resident.inbox) for resident in self._residents.values()]
         emergencies = Emergencies(self._bus, journal, self._receipts, carried)
         self._delivery = Delivery(
             self._residents.values(),
             emergencies,
             self.metrics,
-            balloting.ballot,
+            self._balloting.ballot,
             self._bus.reject,
             self._bus.opener.require_trusted,
             self._bus.standings.is_quarantined,
@@ -283,13 +292,14 @@ class AgentHost:
             self.metrics.count("alerts_not_caught_up")
         await asyncio.gather(
             bus.subscribe(DELIVER_ALL, to.from_core),
+            bus.subscribe(CONSENSUS_ROUND, self._round),
             *(bus.subscribe(DELIVER_ROLE, to.from_core, at={"role": role}) for role in roles),
             *(bus.subscribe(DELIVER_AGENT, to.from_core, at={"agent": name}) for name in self.agents),
             *(self._serve_observe(resident) for resident in self._residents.values()),
         )
         decisions = await bus.consume(
             CONSENSUS_DECISION,
-            to.fact,
+            self._on_decision,
             durable=f"{durable}-decisions",
             only_new=True,
             max_deliver=DECISION_MAX_DELIVER,
@@ -298,6 +308,7 @@ class AgentHost:
         made = await bus.consume(EVENT, to.fact, durable=f"{durable}-assessments", only_new=True, at=about)
         self._consumers = (alerts, decisions, made)
         if Role.ADMIN.value in roles:
+            await bus.subscribe(MEMBERSHIP, to.membership)
             self._consumers += (
                 await bus.consume(
                     DISCOVERY_BACKUP,
@@ -308,6 +319,18 @@ class AgentHost:
                     at={"reach": "role", "name": Role.ADMIN.value},
                 ),
             )
+
+    async def _on_decision(self, body: Message, context: Context) -> None:
+        if isinstance(body, DecisionAnnounced):
+            await self._electorate.ended(body)
+        await self._delivery.fact(body, context)
+
+    async def _round(self, opened: RoundOpened, context: Context) -> None:
+        """Let all agents ballot again, if a further round of a decision has begun."""
+        known = await self._balloting.opened(opened)
+        if known is not None:
+            again = partial(self._balloting.ballot_again, known)
+            self._delivery.again(context.kind.name, known.context, again)
 
     async def _serve_observe(self, resident: Resident) -> None:
         if resident.agent.role is Role.SENTINEL:
@@ -399,6 +422,11 @@ class AgentHost:
     def epoch(self) -> InstalledEpoch | None:
         """The epoch that is installed, once this host has it."""
         return self._epochs.epoch
+
+    @property
+    def epochs(self) -> Mapping[bytes, InstalledEpoch]:
+        """The last epochs that this host has come to believe, by digest."""
+        return self._epochs.reader.known
 
     @property
     def state_dir(self) -> Path:

@@ -7,6 +7,12 @@ Pure: no I/O and no clock. The default ballot policy rests on it:
   proposer's own word is what is being voted on;
 * the first such option is voted for, else the first option that does nothing, else nothing (abstain).
 
+In a later round the options stand in the order of their support in the round before, which the consensus instances have
+agreed on. The same rule then follows the leading one of the options that the agent has grounds for: agents whose
+warnings allow several commands come to the same one, and so do those that would do nothing in several ways. What
+it never does is to follow others to a command that it has no grounds for, however many they are: f hostile agents would
+then decide for the undecided. Nor does it follow them from a command that it has grounds for to doing nothing.
+
 Does not protect against agents that lie in concert with the proposer: that is what the quorum is for.
 """
 

@@ -295,6 +295,15 @@ SHOWN = MessageType(
     900 * KIB,
     doc="What an instance shows another of a decision, a page.",
 )
+ROUND_OPENED = MessageType(
+    "consensus_round",
+    decisions.RoundOpened,
+    MessageClass.EVIDENCE,
+    senders(ServiceName.CONSENSUS),
+    512 * KIB,
+    0,
+    "A round after the first begins: agents ballot again.",
+)
 DECISION = MessageType(
     "decision",
     decisions.DecisionAnnounced,
@@ -320,6 +329,13 @@ CONSENSUS_VOTE = Subject(
     "service.consensus",
     "Consensus instances to one another.",
 )
+CONSENSUS_ROUND = Subject(
+    "CONSENSUS_ROUND",
+    "consensus.round.{decision}",
+    (ROUND_OPENED,),
+    "all",
+    "Consensus instances to the agents' hosts and to one another; `decision` is the digest in hex.",
+)
 CONSENSUS_LACKING = Subject(
     "CONSENSUS_LACKING",
     "consensus.lacking.{instance}",
@@ -332,7 +348,7 @@ CONSENSUS_SHOWN = Subject(
     "consensus.shown.{instance}",
     (SHOWN,),
     "service.consensus",
-    "To one consensus instance: a proposal, ballots, a commit.",
+    "To one consensus instance: a proposal, the round, ballots, a commit.",
 )
 CONSENSUS_DECISION = Subject(
     "CONSENSUS_DECISION",
@@ -696,13 +712,37 @@ CONSENSUS_EPOCH = Request(
     message_class=MessageClass.EVIDENCE,
     doc="Install an epoch that the root signed.",
 )
+EPOCH_DECIDED = MessageType(
+    "epoch_decided",
+    decisions.EpochDecided,
+    MessageClass.EVIDENCE,
+    senders(ServiceName.CONSENSUS),
+    16 * KIB,
+    0,
+    "An epoch was decided; its certificate is in the object store.",
+)
 CONSENSUS_EPOCHS = Subject(
     "CONSENSUS_EPOCHS",
     "consensus.epochs.{number}",
-    (CONSENSUS_EPOCH.request_type,),
+    (CONSENSUS_EPOCH.request_type, EPOCH_DECIDED),
     "service.consensus",
-    "The root's epoch records as they were installed, for whoever ballots or verifies.",
+    "The root's epoch records as they were installed, and where those that were decided are proven.",
     stream="DECISIONS",
+)
+MEMBERSHIP_WISH = MessageType(
+    "membership_wish",
+    decisions.MembershipWish,
+    MessageClass.LIVE,
+    senders(ServiceName.FLEET),
+    ttl_ms=10_000,
+    doc="Fleet asks the admins to propose the next epoch.",
+)
+MEMBERSHIP = Subject(
+    "MEMBERSHIP",
+    "fleet.membership",
+    (MEMBERSHIP_WISH,),
+    "role.admin",
+    "Fleet to the admins: who should sit in the next epoch.",
 )
 QPU_LIST = Request(
     "qpu.list", quantum.QpuListRequest, quantum.QpuList, _S.QPU_MANAGER, OPERATORS, doc="All QPUs."
@@ -882,10 +922,12 @@ SUBJECTS: tuple[Subject, ...] = (
     MISSION_REPORT,
     CONSENSUS_BALLOT,
     CONSENSUS_VOTE,
+    CONSENSUS_ROUND,
     CONSENSUS_LACKING,
     CONSENSUS_SHOWN,
     CONSENSUS_DECISION,
     CONSENSUS_EPOCHS,
+    MEMBERSHIP,
     REVOCATION_LIST,
     REVOCATION_STATEMENT,
     WORK,

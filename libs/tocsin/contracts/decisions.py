@@ -25,6 +25,11 @@ MAX_STEP_BYTES = 8_192
 """More than a VOTE1 or VOTE2 takes with the longest signature, of 4,627 bytes."""
 MAX_VOTE_BYTES = 393_216
 """More than a step takes that brings the certificate of the 43 of :data:`MAX_INSTANCES`."""
+MAX_CHANGED_SEATS = 256
+"""Seats that come, and seats that go, in one change of the epoch: a proposal has 64 KiB."""
+MAX_MISCONDUCT = 2
+MAX_VALUES = 255
+"""Different choices that a PROPOSE for another round can name: one byte a seat says which was counted."""
 MAX_MISSING = 1024
 """Most names in an announcement: with names of 63 characters they fill a quarter of its 256 KiB."""
 
@@ -83,6 +88,8 @@ class Option(Message):
     command: Command | None
     """None: do nothing."""
     text: Text
+    epoch: Digest | None = None
+    """Digest of the epoch that this option makes the next one; see :class:`EpochChange`."""
 
 
 class Scope(Message):
@@ -104,72 +111,6 @@ class Scope(Message):
         return "all" if self.mission is None else f"mission {self.mission}"
 
 
-class Proposal(Message):
-    """Shall we do X about Y. Its id is the leaf hash of the envelope's content that carries it."""
-
-    epoch: Digest
-    workflow: MessageId
-    subject: Text
-    evidence: Annotated[tuple[Text, ...], Field(max_length=32)]
-    assessment: Digest
-    """SHA-256 of the assessment's body, as it was announced; of the alert's, where an operator asked."""
-    options: Annotated[tuple[Option, ...], Field(min_length=2, max_length=MAX_OPTIONS)]
-    deadline_ms: Annotated[int, Field(ge=100, le=600_000)]
-    scope: Scope = Scope()
-
-
-class Choice(StrEnum):
-    """The kinds of ballot."""
-
-    OPTION = "option"
-    ABSTAIN = "abstain"
-
-
-class Ballot(Message):
-    """One agent's signed choice in one round."""
-
-    epoch: Digest
-    decision: Digest
-    round: Round
-    choice: Choice
-    option: Annotated[int, Field(ge=0, lt=MAX_OPTIONS)] | None
-    """Index into the proposal's options, for choice ``option``."""
-    value: Digest
-    """H(choice), see tocsin.evidence.choices."""
-    reason: Text = ""
-
-
-class Step(StrEnum):
-    """The steps of a slot."""
-
-    PROPOSE = "propose"
-    VOTE1 = "vote1"
-    VOTE2 = "vote2"
-    TIMEOUT = "timeout"
-
-
-StepBytes = Annotated[bytes, Field(max_length=MAX_STEP_BYTES)]
-"""The envelope of a VOTE1 or VOTE2, in its own bytes."""
-
-
-class Vote(Message):
-    """One consensus instance's step in a slot."""
-
-    step: Step
-    epoch: Digest
-    decision: Digest
-    round: Round
-    view: View
-    value: Digest | None
-    """DECIDE(H(choice)) or CLOSE, see tocsin.evidence.choices; None for TIMEOUT."""
-    high_view: View | None = None
-    """View of the QC1 that the step rests on. PROPOSE: hqc. VOTE1: what opens its lock. TIMEOUT: the highest."""
-    high_value: Digest | None = None
-    """Value of that QC1."""
-    certificate: Annotated[tuple[StepBytes, ...], Field(max_length=MAX_INSTANCES)] = ()
-    """PROPOSE, TIMEOUT: the Q VOTE1 envelopes of that QC1."""
-
-
 class Equivocation(Message):
     """Proof that a participant broke its word: ``audit.equivocation``.
 
@@ -185,6 +126,177 @@ class Equivocation(Message):
     accused: Annotated[str, Field(max_length=512)]
     first: Annotated[bytes, Field(max_length=MAX_VOTE_BYTES)]
     second: Annotated[bytes, Field(max_length=MAX_VOTE_BYTES)]
+
+
+class RemovalCause(StrEnum):
+    """Why a seat goes (consensus.md, "Epochs"). Those that prove themselves are not counted against the daily share."""
+
+    ABSENT = "absent"
+    """Its host is gone, or silent."""
+    QUARANTINED = "quarantined"
+    RENEWED = "renewed"
+    """The agent speaks with another key now; it joins with that one in the same change."""
+    REVOKED = "revoked"
+    """The root has revoked its key."""
+    MISCONDUCT = "misconduct"
+    """It has signed two ballots for one round; the proof comes along."""
+
+
+class Removal(Message):
+    """A seat that goes."""
+
+    sender: Annotated[str, Field(max_length=512)]
+    cause: RemovalCause
+
+
+class Misconduct(Message):
+    """Two ballots that contradict each other, and the public key that signed both."""
+
+    proof: Equivocation
+    public_key: Annotated[bytes, Field(max_length=2592)]
+
+
+class EpochChange(Message):
+    """What makes the next epoch of the one that a proposal names. The record itself follows from the two.
+
+    The consensus instances stay as they are: others need the root.
+    """
+
+    number: Annotated[int, Field(ge=1, le=2**32)]
+    created_ns: Nanoseconds
+    joined: Annotated[tuple[Participant, ...], Field(max_length=MAX_CHANGED_SEATS)] = ()
+    removed: Annotated[tuple[Removal, ...], Field(max_length=MAX_CHANGED_SEATS)] = ()
+    misconduct: Annotated[tuple[Misconduct, ...], Field(max_length=MAX_MISCONDUCT)] = ()
+    """For each removal of that cause, in the order of their ids."""
+
+
+class MembershipWish(Message):
+    """Fleet asks the admins to propose the next epoch: ``fleet.membership``."""
+
+    previous: Digest
+    """The epoch that fleet holds."""
+    change: EpochChange
+
+
+class EpochDecided(Message):
+    """An epoch was decided: ``consensus.epochs.<number>``. It says where the proof is, and is none."""
+
+    number: Annotated[int, Field(ge=1, le=2**32)]
+    epoch: Digest
+    previous: Digest
+    decision: Digest
+    """Its certificate stands under this name, in hex, in the object store CERTIFICATES."""
+
+
+Options = Annotated[tuple[Option, ...], Field(min_length=2, max_length=MAX_OPTIONS)]
+"""v_r: what can be chosen in a round."""
+
+
+class Proposal(Message):
+    """Shall we do X about Y. Its id is the leaf hash of the envelope's content that carries it."""
+
+    epoch: Digest
+    workflow: MessageId
+    subject: Text
+    evidence: Annotated[tuple[Text, ...], Field(max_length=32)]
+    assessment: Digest
+    """SHA-256 of the assessment's body, as it was announced; of the alert's, where an operator asked."""
+    options: Options
+    deadline_ms: Annotated[int, Field(ge=100, le=600_000)]
+    """Of each round: so long ballots are waited for."""
+    rounds: Round = 1
+    """Most rounds: without agreement the options are refined, and the question is asked again."""
+    scope: Scope = Scope()
+    change: EpochChange | None = None
+    """Where the question is the next epoch: what its first option changes (:mod:`tocsin.evidence.succession`)."""
+
+
+class Choice(StrEnum):
+    """The kinds of ballot."""
+
+    OPTION = "option"
+    ABSTAIN = "abstain"
+    COUNTER = "counter"
+    """None of them: this instead. It counts as a ballot, for no option of this round."""
+
+
+class Ballot(Message):
+    """One agent's signed choice in one round."""
+
+    epoch: Digest
+    decision: Digest
+    round: Round
+    choice: Choice
+    option: Annotated[int, Field(ge=0, lt=MAX_OPTIONS)] | None
+    """Index into the round's options, for choice ``option``."""
+    value: Digest
+    """H(choice), see tocsin.evidence.choices."""
+    reason: Text = ""
+    counter: Option | None = None
+    """For choice ``counter``: what should be an option of the next round."""
+
+
+class Step(StrEnum):
+    """The steps of a slot."""
+
+    PROPOSE = "propose"
+    VOTE1 = "vote1"
+    VOTE2 = "vote2"
+    TIMEOUT = "timeout"
+
+
+StepBytes = Annotated[bytes, Field(max_length=MAX_STEP_BYTES)]
+"""The envelope of a VOTE1 or VOTE2, in its own bytes."""
+
+
+class Counted(Message):
+    """The ballots from which a PROPOSE for another round has computed its options."""
+
+    values: Annotated[tuple[Digest, ...], Field(max_length=MAX_VALUES)]
+    """The different H(choice) among them, sorted."""
+    seats: Annotated[bytes, Field(max_length=MAX_PARTICIPANTS)]
+    """One byte a seat, in the committee's order: 0, not counted; k, counted for the k-th value."""
+
+
+class Vote(Message):
+    """One consensus instance's step in a slot."""
+
+    step: Step
+    epoch: Digest
+    decision: Digest
+    round: Round
+    view: View
+    value: Digest | None
+    """DECIDE(H(choice)), NEXT(H(options)), CLOSE or INSUFFICIENT, see tocsin.evidence.choices; None for TIMEOUT."""
+    high_view: View | None = None
+    """View of the QC1 that the step rests on. PROPOSE: hqc. VOTE1: what opens its lock. TIMEOUT: the highest."""
+    high_value: Digest | None = None
+    """Value of that QC1."""
+    certificate: Annotated[tuple[StepBytes, ...], Field(max_length=MAX_INSTANCES)] = ()
+    """PROPOSE, TIMEOUT: the Q VOTE1 envelopes of that QC1."""
+    counted: Counted | None = None
+    """PROPOSE of NEXT without a QC1: the ballots that a voter recomputes it from."""
+
+
+PublicKey = Annotated[bytes, Field(max_length=2592)]
+"""A raw public key; the longest is of ML-DSA-87 (FIPS 204, table 2)."""
+
+
+class RoundOpened(Message):
+    """A round after the first begins: agents ballot again. Whoever reads it verifies the commit, not its sender.
+
+    Subject ``consensus.round.<decision>``.
+    """
+
+    epoch: Digest
+    decision: Digest
+    round: Annotated[int, Field(ge=2, le=10)]
+    options: Options
+    """v_r, in the order of their support in the round before; ballots name them by index."""
+    commit: Annotated[tuple[StepBytes, ...], Field(min_length=1, max_length=MAX_INSTANCES)]
+    """Q VOTE2 envelopes of the round before, on NEXT(H(options))."""
+    keys: Annotated[tuple[PublicKey, ...], Field(max_length=MAX_INSTANCES)]
+    """Public keys of who signed them; they count only as far as the epoch names them."""
 
 
 class Lacking(Message):
@@ -206,8 +318,12 @@ class Shown(Message):
     ]
     commit: Annotated[tuple[StepBytes, ...], Field(max_length=MAX_INSTANCES)]
     """Q VOTE2 envelopes, or none."""
-    keys: Annotated[tuple[Annotated[bytes, Field(max_length=2592)], ...], Field(max_length=MAX_PARTICIPANTS)]
+    keys: Annotated[tuple[PublicKey, ...], Field(max_length=MAX_PARTICIPANTS)]
     """Public keys of who signed what is on this page; they count only as far as the epoch names them."""
+    opened: RoundOpened | None = None
+    """What began the round that this page is about; None for the first."""
+    following: Annotated[tuple[Option, ...], Field(max_length=MAX_OPTIONS)] = ()
+    """v_{r+1} as far as the sender knows it, or none: what was committed, or is proposed, names its digest."""
 
 
 class Outcome(StrEnum):
@@ -215,6 +331,9 @@ class Outcome(StrEnum):
 
     DECIDED = "decided"
     CLOSED = "closed"
+    """No option had a quorum when the last round ended."""
+    INSUFFICIENT = "insufficient_participants"
+    """Fewer than a quorum had balloted when the last round's deadline passed."""
 
 
 class DecisionAnnounced(Message):
@@ -231,6 +350,7 @@ class DecisionAnnounced(Message):
     object_name: Annotated[str, Field(max_length=80)] | None
     """Name in the object store CERTIFICATES."""
     round: Round
+    """In which it ended."""
     scope: Annotated[str, Field(max_length=80)] = "all"
     """Whom it asked; see :attr:`Scope.label`."""
     participants: Count

@@ -3,8 +3,9 @@
 :func:`make_epoch` builds what the root signs; :func:`open_epoch` is how everybody else comes to believe it.
 Only the root's signature and the list of seats are taken from a record: all numbers are recomputed.
 
-An epoch's digest is the leaf hash of its envelope's content. A record of any number that the root signed is
-good: it is a checkpoint, and cuts the chain of the epochs before it.
+The digest of an epoch that the root signed is the leaf hash of its envelope's content. A record of any number that the
+root signed is good: it is a checkpoint, and cuts the chain of the epochs before it. Epochs that were decided
+follow from it: see :mod:`tocsin.evidence.succession`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Self
+from typing import NamedTuple, Self
 
 from pydantic import ValidationError
 
 from tocsin.contracts.catalogue import CONSENSUS_EPOCH
-from tocsin.contracts.decisions import MAX_PARTICIPANTS, MIN_PARTICIPANTS, Epoch, Participant
+from tocsin.contracts.decisions import MAX_PARTICIPANTS, MIN_PARTICIPANTS, Epoch, EpochInstalled, Participant
 from tocsin.contracts.errors import InvalidInputError, UntrustedError
 from tocsin.contracts.identifiers import Kind, ServiceName, SpiffeId
 from tocsin.crypto import BatchVerifier, TrustStore
@@ -31,14 +32,32 @@ Seat = tuple[SpiffeId, bytes, int]
 """Who sits there, the id of the key that speaks for it, and that key's algorithm (1 to 3)."""
 
 
+class Passage(NamedTuple):
+    """What is remembered of an epoch for the daily share of removals."""
+
+    created_ns: int
+    seats: int
+    unproven: int
+    """Seats that it removed without proof."""
+
+
 @dataclass(frozen=True)
 class InstalledEpoch:
-    """An epoch record that the root signed, with everything that follows from it."""
+    """An epoch that is believed, with everything that follows from it."""
 
     epoch: Epoch
     digest: bytes
     data: bytes = field(repr=False)
-    """The record's own envelope."""
+    """The envelope of the record that the root signed: its own, or the one that its chain begins at."""
+    chain: tuple[bytes, ...] = field(default=(), repr=False)
+    """Ids of the decisions by which it came from that record; none: the root signed this one."""
+    passages: tuple[Passage, ...] = field(default=(), repr=False)
+    """The epochs of the last day, this one the last; not back beyond the root's."""
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether the root has signed this very record."""
+        return not self.chain
 
     @cached_property
     def quorum(self) -> Quorum:
@@ -75,6 +94,18 @@ class InstalledEpoch:
         """g: so many instances may be hostile."""
         return instance_faults(len(self.epoch.instances))
 
+    def installed(self) -> EpochInstalled:
+        """Return what is told of it to who installs it."""
+        return EpochInstalled(
+            epoch=self.digest,
+            participants=self.quorum.participants,
+            quorum=self.quorum.needed,
+            byzantine_tolerant=self.byzantine_tolerant,
+            why_not=self.why_not,
+            instances=len(self.instances),
+            instance_faults=self.instance_faults,
+        )
+
     def seat(self, sender: SpiffeId, key_id: bytes) -> Participant:
         """Return a participant's seat if this key speaks for it in this epoch.
 
@@ -98,7 +129,8 @@ class InstalledEpoch:
         Raises:
             InvalidInputError: with the reason of the rule that it breaks.
         """
-        installed = cls(epoch, digest, data)
+        passage = Passage(epoch.created_ns, len(epoch.participants), 0)
+        installed = cls(epoch, digest, data, passages=(passage,))
         rules = (epoch.tolerated_faults, epoch.quorum, epoch.instance_quorum)
         if rules != (installed.quorum.tolerated_faults, installed.quorum.needed, installed.instance_quorum):
             raise InvalidInputError("the record's numbers do not follow from its seats", reason="wrong_numbers")

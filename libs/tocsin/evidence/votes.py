@@ -32,6 +32,7 @@ def check_shape(vote: Vote) -> None:
         and named == (vote.high_value is not None)
         and bool(vote.certificate) == (named and brings)
         and not (named and vote.step is Step.VOTE2)
+        and not (vote.counted is not None and (vote.step is not Step.PROPOSE or named))
         # A QC1 of its own view can be the reason to leave it, but not to propose in it.
         and (vote.high_view is None or vote.high_view < vote.view + (vote.step is Step.TIMEOUT))
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tocsin.agent.epochs import fetch_proof
 from tocsin.analysis.labels import compare
 from tocsin.bus import Bus, StoppedError, stop_on_signal, unless_stopped
 from tocsin.cli import report
@@ -261,7 +262,7 @@ async def _certificates(bus: Bus, story: Story, root_pem: bytes) -> dict[bytes, 
     held = {}
     for case in story.cases.values():
         if case.decision is not None and case.decision.object_name is not None:
-            data = await bus.get_certificate(case.decision.object_name)
+            data = await fetch_proof(bus, case.decision.decision)
             verified = await asyncio.to_thread(verify, data, root_pem)
             held[case.decision.decision] = (data, verified)
     return held

@@ -95,6 +95,11 @@ class Installation:
         """SHA-256 of the root's certificate, in hex."""
         return TrustStore(self.root_pem).root_fingerprint
 
+    @property
+    def has_root_key(self) -> bool:
+        """Whether the root's key is here, and not kept elsewhere."""
+        return (self.folder / "ca" / f"{authority.ROOT}.key").exists()
+
     def root(self) -> Authority:
         """Return the root with its key, which may be kept elsewhere by now.
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from tocsin.bus import stop_on_signal
 from tocsin.bus.service import VERSION
-from tocsin.cli import authority, doctor, fleet_commands, incident, ingest, qkd, respond, tail, traps
+from tocsin.cli import authority, doctor, epoch, fleet_commands, incident, ingest, qkd, respond, tail, traps
 from tocsin.cli.agents_app import app as agents_app
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
@@ -66,6 +66,7 @@ respond.register(app)
 traps.register(app)
 
 app.add_typer(mission_app, name="mission")
+app.add_typer(epoch.app, name="epoch")
 DEFAULT_STACK = Path("deploy/stack")
 StackOption = Annotated[
     Path, typer.Option(envvar="TOCSIN_DIR", help="Folder that `tocsin init` made, of the stack to reach.")
@@ -188,26 +189,6 @@ def init(
     _show(f"keep safe:  {folder / 'ca' / 'root.key'} certifies services, signs who decides and revokes keys")
 
 
-@app.command()
-def epoch(remote: RemoteOption = None, state: StackOption = DEFAULT_STACK) -> None:
-    """Have the root sign which agents decide, once all are there; `tocsin demo` does this too. Needs the root's key."""
-    from tocsin.cli.system import Remote, instances_in_words
-
-    async def run() -> Exit:
-        configure_logging("epoch", level="error")
-        system = Remote.at(_address(Installation.find(state), remote), state.absolute())
-        async with _bus(state, remote) as bus:
-            roster = await system.wait_agents(bus, lambda *_: None)
-            installed = await system.install_epoch(bus, roster)
-        _show(
-            f"installed: {installed.participants} agents decide, quorum {installed.quorum}; "
-            f"{instances_in_words(installed)}"
-        )
-        return Exit.OK
-
-    raise typer.Exit(_run(run()))
-
-
 @app.command("tail")
 def tail_command(
     subject: Annotated[str, typer.Argument(help="Subject or pattern, e.g. 'event.>' or 'deliver.all'.")] = ">",
@@ -300,14 +281,15 @@ def alert_send(
 
 @decision_app.command("verify")
 def decision_verify(
-    file: Annotated[Path, typer.Argument(help="The certificate.")],
+    file: Annotated[Path, typer.Argument(help="The certificate, or the bundle with its chain.")],
     root: Annotated[Path, typer.Option(help="The root's certificate, PEM.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print what was verified as JSON.")] = False,
 ) -> None:
     """Check a decision's certificate offline: no broker, no service, only the root."""
+    from tocsin.evidence.bundle import MAX_BUNDLE_BYTES
     from tocsin.evidence.verification import verify
 
-    verified = verify(_read(file), _read(root))
+    verified = verify(_read(file, most=MAX_BUNDLE_BYTES + 1024), _read(root))
     if as_json:
         _show(verified.json())
         return
@@ -319,7 +301,12 @@ def decision_verify(
     _show(f"proposed   by {verified.proposer}")
     _show(f"ballots    {verified.ballots_verified} by distinct participants; {counted}")
     _show(f"committed  by {len(verified.instances)} of {verified.instances_total} consensus instances")
-    _show(f"epoch      {verified.epoch} of trust domain {domain}")
+    links = (
+        f", decided by a chain of {verified.chain} from the root's"
+        if verified.chain
+        else ", signed by the root"
+    )
+    _show(f"epoch      {verified.epoch} of trust domain {domain}{links}")
     _show(f"tolerates  {verified.tolerated_faults} hostile agents; Byzantine-tolerant: {tolerant}")
     _show(f"signatures {verified.signatures_verified} verified in full; revocation {verified.revocation}")
 

@@ -56,8 +56,8 @@ def show(text: str) -> None:
     sys.stdout.flush()
 
 
-def read(path: Path) -> bytes:
-    """Read a file, bounded.
+def read(path: Path, *, most: int = MAX_FILE_BYTES) -> bytes:
+    """Read a file of at most ``most`` bytes.
 
     Raises:
         NoInputError: it cannot be read.
@@ -65,9 +65,9 @@ def read(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = file.read(most + 1)
     except OSError as error:
         raise NoInputError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise InvalidInputError(f"{path} has more than {MAX_FILE_BYTES} bytes", reason="too_large")
+    if len(data) > most:
+        raise InvalidInputError(f"{path} has more than {most} bytes", reason="too_large")
     return data

@@ -12,18 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from tocsin.agent.epochs import EpochReader
 from tocsin.bus import Bus, BusSettings, Sent
 from tocsin.bus.roster import read_roster
 from tocsin.cli.authority import sign_as_root
 from tocsin.cli.fleetplan import PlannedAgent
 from tocsin.cli.installation import Installation
-from tocsin.contracts.catalogue import CONSENSUS_EPOCH, CONSENSUS_EPOCHS, PING
-from tocsin.contracts.decisions import Epoch, EpochInstalled, Participant
-from tocsin.contracts.errors import UnavailableError
+from tocsin.contracts.catalogue import CONSENSUS_EPOCH, PING
+from tocsin.contracts.decisions import EpochInstalled, Participant
+from tocsin.contracts.errors import ConflictError, UnavailableError
 from tocsin.contracts.fleet import AgentState, Roster
 from tocsin.contracts.identifiers import ServiceName, SpiffeId
 from tocsin.contracts.operations import PingRequest
-from tocsin.evidence.epochs import Seat, make_epoch
+from tocsin.evidence.epochs import InstalledEpoch, Seat, make_epoch
+from tocsin.evidence.reading import read
 
 T = TypeVar("T")
 
@@ -33,6 +35,8 @@ OUT = frozenset({AgentState.QUARANTINED, AgentState.REVOKED})
 """States of an agent that does not count in the next epoch."""
 SERVICES = tuple(service for service in ServiceName if service is not ServiceName.CLI)
 READY_TIMEOUT_S = 60.0
+CHANGED_MEANWHILE = 3
+"""How often the root signs again because an epoch was decided while it did."""
 
 Progress = Callable[[str, str], None]
 """Told (what, state): ("router", "ready")."""
@@ -120,24 +124,40 @@ class System:
         self.timings_s["agents"] = time.monotonic() - begun
         return roster
 
-    async def install_epoch(self, bus: Bus, roster: Roster) -> EpochInstalled:
+    async def install_epoch(self, bus: Bus, roster: Roster, *, anew: bool = False) -> EpochInstalled:
         """Have the root sign who decides, and give it to consensus; afterwards the root's key is not needed.
 
-        An epoch that is installed is kept if the same seats have the same keys.
+        An epoch that is installed is kept if the same seats have the same keys; and one that was decided also where
+        the root's key is not here, since the fleet sees to the next one itself.
+
+        Args:
+            bus: reaches the installation.
+            roster: who is enrolled.
+            anew: have the root sign in any case.
         """
-        seats, instances = (
-            self._seats(bus, roster),
-            [self.installation.consensus_seat(instance) for instance in self.consensus],
-        )
+        for _ in range(CHANGED_MEANWHILE):
+            try:
+                return await self._install_epoch(bus, roster, anew=anew)
+            except ConflictError as error:
+                if error.reason != "stale_epoch":
+                    raise
+        return await self._install_epoch(bus, roster, anew=anew)
+
+    async def _install_epoch(self, bus: Bus, roster: Roster, *, anew: bool) -> EpochInstalled:
+        seats = self._seats(bus, roster)
+        instances = [self.installation.consensus_seat(instance) for instance in self.consensus]
         root_id = SpiffeId.authority(self.installation.domain, "root")
-        held = await bus.last(CONSENSUS_EPOCHS)
+        held = await EpochReader(bus).latest()
         number, previous = 0, None
-        if held is not None and isinstance(held[0], Epoch):
-            record, context = held[0], held[1]
-            number, previous = record.number + 1, context.leaf
-            if _seats_of(record.participants) == set(seats) and _seats_of(record.instances) == set(instances):
-                sent = Sent.of(context)
-                return await bus.ask_with(CONSENSUS_EPOCH, sent, root_id, timeout_s=10.0)
+        if held is not None:
+            record = held.epoch
+            number, previous = record.number + 1, held.digest
+            same = _seats_of(record.participants) == set(seats)
+            if not anew and _seats_of(record.instances) == set(instances):
+                if not held.is_checkpoint and (same or not self.installation.has_root_key):
+                    return held.installed()
+                if same:
+                    return await bus.ask_with(CONSENSUS_EPOCH, sent_as(held), root_id, timeout_s=10.0)
         epoch = make_epoch(
             number=number,
             trust_domain=self.installation.domain,
@@ -195,6 +215,13 @@ class Remote(System):
         """Return the system at a broker's address, by its installation's folder."""
         installation = Installation.find(folder)
         return cls(installation, installation.agents(), nats_url, consensus=installation.consensus_instances())
+
+
+def sent_as(epoch: InstalledEpoch) -> Sent:
+    """Return the root's record of an epoch in its own bytes, to be sent again."""
+    record = read(epoch.data, CONSENSUS_EPOCH.request_type, audience=CONSENSUS_EPOCH.subject.audience)
+    content = record.envelope.content
+    return Sent(content.id, record.leaf, epoch.data, content.issued_at)
 
 
 def _seats_of(participants: Iterable[Participant]) -> set[Seat]:

@@ -9,9 +9,9 @@ from tocsin.contracts.errors import InvalidInputError, InvariantBrokenError, Toc
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.crypto import Verifier
 from tocsin.evidence.certificate import DecisionCertificate, certificate_digest
-from tocsin.evidence.choices import close_value
+from tocsin.evidence.choices import close_value, insufficient_value
 from tocsin.evidence.epochs import InstalledEpoch
-from tocsin.evidence.verification import verify
+from tocsin.evidence.verification import verify_within
 from tocsin.evidence.votes import KeyOf, open_commit, verify_steps
 
 
@@ -20,11 +20,14 @@ def certificate_of(end: End, key_of: KeyOf) -> bytes:
     assert end.ballots is not None  # noqa: S101 - a decision has its ballots
     ballots = end.ballots.ballots
     key_ids = {received.key_id for received in ballots} | {end.proposal.key_id}
-    key_ids |= {end.epoch.instances[who].key_id for who in end.commit.votes}
+    key_ids |= {end.epoch.instances[who].key_id for who in end.commit.votes} | end.opening.signers
     keys = [key for one in sorted(key_ids) if (key := key_of(one)) is not None]
     return DecisionCertificate(
         epoch=end.epoch.data,
+        chain=end.epoch.chain,
         proposal=end.proposal.data,
+        options=end.opening.encoded_options,
+        before=end.opening.before,
         ballots=tuple(received.data for received in ballots),
         votes=tuple(data for _, data in sorted(end.commit.votes.items())),
         keys=tuple(keys),
@@ -38,9 +41,9 @@ def check_certificate(end: End, certificate: bytes, bus: Bus) -> None:
         InvariantBrokenError: it does not verify.
     """
     try:
-        verified = verify(
+        verified = verify_within(
             certificate,
-            bus.credentials.root_pem,
+            end.epoch,
             backend=bus.backend,
             batches=bus.opener.batches,
             verifier_of=lambda key_id: _verifier_of(bus, key_id),
@@ -65,11 +68,11 @@ def announcement(end: End, certificate: bytes, now_ns: int) -> DecisionAnnounced
         epoch=end.epoch.digest,
         outcome=end.outcome,
         why=end.why,
-        option=None if end.ballots is None else end.proposal.body.options[end.ballots.option],
+        option=None if end.ballots is None else end.opening.question.options[end.ballots.option],
         certificate=certificate_digest(certificate) if certificate else None,
         certificate_bytes=len(certificate),
         object_name=end.decision.hex() if certificate else None,
-        round=1,
+        round=end.opening.question.round,
         scope=end.committee.label,
         participants=quorum.participants,
         quorum=quorum.needed,
@@ -98,13 +101,16 @@ def holds(
         raise InvalidInputError("an announcement of another decision", reason="wrong_decision")
     votes = open_commit(announced.commit, epoch, decision, announced.round)
     verify_steps(votes, epoch, key_of, bus.backend, bus.opener.batches)
-    closes = votes[0].body.value == close_value(decision, announced.round)
-    if closes != (announced.outcome is Outcome.CLOSED):
+    ends = {
+        close_value(decision, announced.round): Outcome.CLOSED,
+        insufficient_value(decision, announced.round): Outcome.INSUFFICIENT,
+    }
+    if ends.get(votes[0].body.value or b"", Outcome.DECIDED) is not announced.outcome:
         raise InvalidInputError("it announces what was not committed", reason="wrong_outcome")
-    if closes:
+    if announced.outcome is not Outcome.DECIDED:
         return
     if certificate_digest(certificate) != announced.certificate:
         raise InvalidInputError("the certificate is another one", reason="wrong_certificate")
-    verified = verify(certificate, bus.credentials.root_pem, backend=bus.backend, batches=bus.opener.batches)
+    verified = verify_within(certificate, epoch, backend=bus.backend, batches=bus.opener.batches)
     if verified.decision != decision or verified.option != announced.option:
         raise InvalidInputError("the certificate is of another decision", reason="wrong_certificate")

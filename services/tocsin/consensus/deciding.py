@@ -1,273 +1,322 @@
-"""One decision at one instance, from its opening to its announcement.
+"""One decision at one instance, from its opening to its announcement: round after round.
 
-Rules, in the order in which a decision passes them (consensus.md, "A round" and "A slot"):
+Rules (consensus.md, "A round"; of a single round in :mod:`tocsin.consensus.round`):
 
-1. q ballots for one option make a BallotCert. DECIDE of that option is then admissible here, and nothing else is.
-   Without one, CLOSE is admissible once the deadline has passed or no option can reach q.
-2. The slot commits. A view's timer starts when there is something to propose: an admissible outcome, a QC1, or the
-   steps of more than g others. It doubles from view to view up to a cap, and the own TIMEOUT is sent again in
-   identical bytes while the view lasts; each time it looks whether the decision is announced, too. A single instance
-   waits for nobody and has no timer.
-3. Who lacks the ballots for what the leader proposes, or for what was committed, asks those that have spoken.
-4. The leader of the committed view announces. The others look, each a while after the one before it, whether that has
-   happened, and step in if not.
+1. Each round's slot commits one thing. On NEXT this instance goes on to round r + 1, with a tally and a slot of its own
+   and the options that were committed. It never goes on without a commit, and never back.
+2. It keeps that the round has begun before anything of it leaves. The leader of the committed view tells the agents;
+   the others tell them again, each a while after the one before it and then ever more rarely, while the round is
+   open and ballots are missing.
+3. Ballots and steps of the round to come are held, a few of each sender. Those of a round that is over have no
+   effect; an instance that is still in one is shown how this round began. One that hears more than g others in a later
+   round asks. Whoever brings the commit of any later round's predecessor brings it there at once.
+4. What ends the decision is announced by the leader of the committed view. The others look, each a while after the one
+   before it, whether that has happened, and step in if not. While a view does not end they look, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from tocsin.consensus.effects import (
-    Accuse,
-    Ask,
-    CastVote,
-    Effect,
-    End,
-    LookUp,
-    SendAgain,
-    Show,
-    Voted,
-    vote_of,
-)
-from tocsin.consensus.slot import Cast, Commit, Slot
-from tocsin.consensus.tally import BallotCert, Received, Tally
-from tocsin.consensus.watch import Watch
-from tocsin.contracts.decisions import Outcome, Proposal, Step
-from tocsin.evidence.choices import close_value, decide_value
+from tocsin.consensus.effects import Ask, Effect, End, LookUp, Opened, SendAgain, Show, Voted
+from tocsin.consensus.pace import NS_PER_MS, Pace
+from tocsin.consensus.round import Round
+from tocsin.consensus.slot import Slot
+from tocsin.consensus.succession import Changes
+from tocsin.consensus.tally import Received, Tally
+from tocsin.contracts.decisions import Option, Outcome, Proposal, Step
+from tocsin.contracts.errors import InvalidInputError, TocsinError
+from tocsin.evidence.choices import Question
 from tocsin.evidence.committee import committee_of
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import Evidence
+from tocsin.evidence.rounds import Opening
 
-ROUND = 1
-NS_PER_MS = 1_000_000
-MAX_DOUBLINGS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How long an instance waits for others, in nanoseconds."""
-
-    first_view_ns: int = 40 * NS_PER_MS
-    """The first view's timer. A quiet machine takes 5 to 15 ms for a slot of four instances; a failover costs this,
-    a tick and the next view's steps, and shall take less than 60 ms."""
-    longest_view_ns: int = 5_000 * NS_PER_MS
-    ask_after_ns: int = 100 * NS_PER_MS
-    """So long what is lacking may still be on its way; the pause doubles with each ask."""
-    step_in_ns: int = 1_000 * NS_PER_MS
-    """How much later than the one before it an instance announces."""
-
-    def view_ns(self, view: int) -> int:
-        """Return how long a view lasts at most."""
-        return min(self.first_view_ns << min(view - 1, MAX_DOUBLINGS), self.longest_view_ns)
+HELD_BALLOTS = 2
+"""Of one participant for the round to come: two are the proof of an equivocation."""
+HELD_STEPS = 8
+"""Of one instance for the round to come."""
+MAX_DOUBLINGS = 6
 
 
 class Deciding:
     """A decision that is open, or committed and not yet known to be announced."""
 
     def __init__(
-        self, me: str, epoch: InstalledEpoch, proposal: Evidence[Proposal], *, deadline_ns: int, pace: Pace
+        self,
+        me: str,
+        epoch: InstalledEpoch,
+        proposal: Evidence[Proposal],
+        *,
+        deadline_ns: int,
+        pace: Pace,
+        changes: Changes | None = None,
     ) -> None:
+        self._changes = changes or Changes()
         self.epoch = epoch
         self.committee = committee_of(proposal.body, epoch)
         self.proposal = proposal
         self.decision = proposal.leaf
-        self.tally = Tally(epoch, self.committee, self.decision, ROUND, len(proposal.body.options))
-        instances = tuple(epoch.instances)
-        self._instances = instances
-        self.slot = Slot(
-            instances,
-            me,
-            rotation=int.from_bytes(self.decision[:4], "big") % len(instances),
-            admissible=self.admissible,
-        )
-        self.late = False
-        """The deadline has passed."""
+        self._was_hasty = False
         self._me = me
         self._pace = pace
-        self._deadline_ns = deadline_ns
-        self._watch = Watch()
-        self._heard: set[str] = set()
-        """Other instances that have taken a step."""
-        self._others_wait = False
-        """One of them has timed out."""
-        self._view = 0
-        self._view_ends_ns: int | None = None
-        self._own_timeout: bytes | None = None
+        self._instances = tuple(epoch.instances)
+        self.round = self._make_round(Opening(Question.first(self.decision, proposal.body)), deadline_ns)
+        self._early_ballots: dict[str, list[Received]] = {}
+        self._early_steps: dict[str, list[Voted]] = {}
+        """Of the round to come, by sender."""
+        self._ahead: dict[str, int] = {}
+        """The highest round after this one that each other instance was heard in."""
         self._ask_ns: int | None = None
         self._asked = 0
+        self._tell_ns = 0
+        self._told = 0
         self._announce_ns: int | None = None
         self._looking = False
-        self.hasty = False
-        """A leader's proposal came after this instance had timed out of its view: it was slow, not dead."""
-        self._wants_ballots = False
-        """It is this instance's turn to announce, and it lacks the ballots for what was committed."""
-
-    # --- What may be voted for ----------------------------------------------------------------
 
     @property
-    def outcome(self) -> bytes | None:
-        """The value that this instance proposes on its own knowledge."""
-        if (certificate := self.tally.certificate) is not None:
-            return decide_value(self.decision, ROUND, certificate.choice)
-        return close_value(self.decision, ROUND) if self.late or self.tally.impossible else None
+    def slot(self) -> Slot:
+        """The current round's slot."""
+        return self.round.slot
 
-    def admissible(self, value: bytes) -> bool:
-        """Tell whether this instance may vote for a value on its own knowledge."""
-        if self.tally.certificates:
-            return self._certificate_of(value) is not None
-        return value == self.outcome
+    @property
+    def tally(self) -> Tally:
+        """The current round's ballots."""
+        return self.round.tally
 
-    def _certificate_of(self, value: bytes) -> BallotCert | None:
-        for certificate in self.tally.certificates.values():
-            if decide_value(self.decision, ROUND, certificate.choice) == value:
-                return certificate
-        return None
+    @property
+    def hasty(self) -> bool:
+        """Whether in some round a leader was slow and taken for dead."""
+        return self._was_hasty or self.round.hasty
+
+    @property
+    def over(self) -> bool:
+        """Whether what ends the decision is committed."""
+        return self.round.ended() is not None
 
     # --- In -----------------------------------------------------------------------------------
 
     def ballot(self, received: Received, now_ns: int) -> list[Effect]:
-        """Count a ballot.
+        """Count a ballot; hold one of the round to come; let one of a round that is over be.
 
         Raises:
-            TocsinError: see :meth:`Tally.add`.
+            TocsinError: ``wrong_round``: of a round that is further ahead; or see :meth:`Tally.add`.
         """
-        proof = self.tally.add(received)
-        return ([] if proof is None else [Accuse(proof)]) + self.advance(now_ns)
+        number, sender = received.ballot.round, str(received.sender)
+        current = self.round.question.round
+        if number == current:
+            return self.round.ballot(received) + self.advance(now_ns)
+        if number < current:
+            return []
+        if number > current + 1 or self.round.last:
+            raise InvalidInputError(f"a ballot of round {number} in round {current}", reason="wrong_round")
+        self.committee.seat(received.sender, received.key_id)
+        held = self._early_ballots.setdefault(sender, [])
+        if len(held) < HELD_BALLOTS and all(one.ballot.value != received.ballot.value for one in held):
+            held.append(received)
+        return []
 
     def step(self, voted: Voted, now_ns: int) -> list[Effect]:
-        """Take an instance's step.
+        """Take an instance's step; show one that is in a round before this one what it lacks.
 
         Raises:
+            InvalidInputError: ``wrong_round``: the proposal allows no such round.
             UntrustedError: ``not_the_leader``.
         """
-        effects = self._see([voted, *voted.votes])
-        sender, timed_out = str(voted.sender), voted.vote.step is Step.TIMEOUT
-        if sender != self._me:
-            self._heard.add(sender)
-            self._others_wait |= timed_out
-            if timed_out and self.slot.commit is not None:
-                effects.append(Show(self.decision, sender, self.proposal, (), self.slot.commit))
-        elif timed_out:
-            self._own_timeout = voted.data
-        if voted.vote.step is Step.PROPOSE and self.slot.has_left(voted.vote.view):
-            self.hasty = True
-        casts = self.slot.receive(voted.received())
-        return effects + self._votes(casts) + self.advance(now_ns)
+        number, sender = voted.vote.round, str(voted.sender)
+        current = self.round.question.round
+        if number > self.proposal.body.rounds:
+            raise InvalidInputError(f"a step of round {number}", reason="wrong_round")
+        if number == current:
+            behind = voted.vote.step is Step.TIMEOUT and self.slot.commit is not None and sender != self._me
+            effects: list[Effect] = [self.show(sender, ballots=False)] if behind else []
+            return effects + self.round.step(voted) + self.advance(now_ns)
+        if number < current:
+            return [] if sender == self._me else [self.show(sender, ballots=False)]
+        self._ahead[sender] = max(number, self._ahead.get(sender, 0))
+        if number == current + 1:
+            held = self._early_steps.setdefault(sender, [])
+            if len(held) < HELD_STEPS:
+                held.append(voted)
+        return []
 
     def settle(self, votes: Sequence[Voted], now_ns: int) -> list[Effect]:
-        """Take a commit as a whole: Q VOTE2, verified, of distinct instances for one value in one view."""
-        first = votes[0].vote
-        if first.value is None:
+        """Take the commit of this round as a whole: Q VOTE2, verified, of distinct instances on one value and view."""
+        if votes[0].vote.round != self.round.question.round:
             return []
-        effects = self._see(votes)
-        self._heard |= {str(voted.sender) for voted in votes} - {self._me}
-        self.slot.settle(Commit(first.value, first.view, {str(v.sender): v.data for v in votes}))
-        return effects + self.advance(now_ns)
+        return self.round.settle(votes) + self.advance(now_ns)
+
+    def opened(self, opening: Opening, now_ns: int) -> list[Effect]:
+        """Go on to a later round: the commit that began it was verified."""
+        if opening.question.round <= self.round.question.round:
+            return []
+        return self._begin(opening, now_ns, rank=len(self._instances)) + self.advance(now_ns)
+
+    def learn(self, options: tuple[Option, ...], now_ns: int) -> list[Effect]:
+        """Take what another instance says the next round's options are; the commit's value says whether it is so."""
+        self.round.learn(options)
+        return self.advance(now_ns)
 
     def tick(self, now_ns: int) -> list[Effect]:
         """Look at the clock."""
-        if now_ns >= self._deadline_ns:
-            self.late = True
-        effects: list[Effect] = []
-        open_still = self.slot.commit is None
-        if open_still and self._view_ends_ns is not None and now_ns >= self._view_ends_ns:
-            casts = self.slot.expire()
-            effects += self._votes(casts)
-            self._view_ends_ns = now_ns + self._pace.view_ns(self.slot.view)
-            if not casts and self._own_timeout is not None:
-                effects.append(SendAgain(self.decision, self._own_timeout))
-                if not self._looking:
-                    # Nobody goes on with it: it may be over, and those that knew its commit have restarted since.
-                    self._looking = True
-                    effects.append(LookUp(self.decision))
-        return effects + self._asks(now_ns) + self.advance(now_ns)
+        effects = self.round.tick(now_ns)
+        if not self._looking and any(isinstance(effect, SendAgain) for effect in effects):
+            # Nobody goes on with it: it may be over, and those that knew its commit have restarted since.
+            self._looking = True
+            effects.append(LookUp(self.decision))
+        return effects + self._ask_ahead(now_ns) + self._tell_again(now_ns) + self.advance(now_ns)
 
-    def restore(self, ballots: Iterable[Received], own: Sequence[Voted], now_ns: int) -> list[Effect]:
-        """Go on where a former process stopped: its steps, in the order in which it took them, are sent again."""
-        self.late = True
-        for received in ballots:
-            self.tally.add(received)
-        for voted in own:
-            self.slot.restore(voted.received())
-            if voted.vote.step is Step.TIMEOUT:
-                self._own_timeout = voted.data
+    def restore(
+        self,
+        opening: Opening | None,
+        following: Iterable[tuple[int, tuple[Option, ...]]],
+        ballots: Iterable[Received],
+        own: Sequence[Voted],
+        now_ns: int,
+    ) -> list[Effect]:
+        """Go on where a former process stopped, in the last round that it had begun.
+
+        Args:
+            opening: of that round, if it is not the first.
+            following: rounds, and the options that it has voted there to go on with.
+            ballots: those that it kept, of any round.
+            own: its steps, in the order in which it took them, of any round.
+            now_ns: the time.
+        """
+        if opening is not None:
+            self.round = self._make_round(opening, now_ns + self._deadline_ns)
+            self._tell_ns = now_ns + len(self._instances) * self._pace.step_in_ns
+        number = self.round.question.round
+        for where, options in following:
+            if where == number:
+                self.round.following[self.round.question.next(options)] = options
+        again = self.round.restore(
+            [one for one in ballots if one.ballot.round == number],
+            [one for one in own if one.vote.round == number],
+        )
         self._looking = True
-        again = [SendAgain(self.decision, voted.data) for voted in own]
         return [LookUp(self.decision), *again, *self.advance(now_ns)]
 
     def step_in(self, now_ns: int) -> list[Effect]:
         """Announce: nobody has. Without the ballots for what was committed, ask for them and look again later."""
         self._looking = False
-        if self.slot.commit is None:
+        if not self.over:
             return []
         end = self._end()
         if end is None:
-            self._wants_ballots = True
+            self.round.wants_ballots = True
             self._announce_ns = now_ns + self._pace.step_in_ns
             return []
         return [end]
 
-    def show(self, instance: str) -> Show:
-        """Return what another instance that asks is to be shown."""
-        return Show(self.decision, instance, self.proposal, self.tally.to_show(), self.slot.commit)
-
     def advance(self, now_ns: int) -> list[Effect]:
         """Return what follows from what is known."""
-        casts = self.slot.advance()
-        if self.slot.commit is None:
-            casts += self.slot.propose(self.outcome)
-        self._watch_view(now_ns)
-        return self._votes(casts) + self._conclude(now_ns)
+        effects = self.round.advance(now_ns)
+        while (commit := self.slot.commit) is not None and (options := self.round.next_options()) is not None:
+            question = Question(self.decision, self.round.question.round + 1, options)
+            before = tuple(data for _, data in sorted(commit.votes.items()))
+            rank = self._rank(self.slot.leader(commit.view))
+            effects += self._begin(Opening(question, before), now_ns, rank=rank)
+            effects += self.round.advance(now_ns)
+        return effects + self._conclude(now_ns)
 
-    # --- Inside -------------------------------------------------------------------------------
+    # --- Rounds -------------------------------------------------------------------------------
 
-    def _see(self, votes: Sequence[Voted]) -> list[Effect]:
-        proofs = (self._watch.see(str(one.sender), one.vote, one.data) for one in votes)
-        return [Accuse(proof) for proof in proofs if proof is not None and proof.accused != self._me]
+    @property
+    def _deadline_ns(self) -> int:
+        return self.proposal.body.deadline_ms * NS_PER_MS
 
-    def _watch_view(self, now_ns: int) -> None:
-        """Start the view's timer when there is something to propose."""
-        if self._view != self.slot.view:
-            self._view, self._view_ends_ns = self.slot.view, None
-        if self._view_ends_ns is None and len(self._instances) > 1 and self._something():
-            self._view_ends_ns = now_ns + self._pace.view_ns(self._view)
+    def _make_round(self, opening: Opening, deadline_ns: int) -> Round:
+        return Round(
+            self._me,
+            self.epoch,
+            self.committee,
+            self.proposal,
+            opening,
+            deadline_ns=deadline_ns,
+            pace=self._pace,
+            changes=self._changes,
+        )
 
-    def _something(self) -> bool:
-        known = self.outcome is not None or self.slot.high is not None
-        return known or len(self._heard) > self.epoch.instance_faults
+    def _begin(self, opening: Opening, now_ns: int, *, rank: int) -> list[Effect]:
+        """Begin a round, and take what was held for it."""
+        passed, number = self.round, opening.question.round
+        self._was_hasty |= passed.hasty
+        self.round = self._make_round(opening, now_ns + self._deadline_ns)
+        ballots = [one for held in self._early_ballots.values() for one in held if one.ballot.round == number]
+        steps = [one for held in self._early_steps.values() for one in held if one.vote.round == number]
+        self._early_ballots, self._early_steps = {}, {}
+        self._ahead = {who: ahead for who, ahead in self._ahead.items() if ahead > number}
+        self._ask_ns, self._asked = None, 0
+        self._told = 0
+        self._tell_ns = now_ns + (rank or len(self._instances)) * self._pace.step_in_ns
+        effects: list[Effect] = [Opened(self.epoch, self.proposal, opening, tell=rank == 0, begins=True)]
+        for received in ballots:
+            try:
+                effects += self.round.ballot(received)
+            except TocsinError:
+                continue  # no choice of this round: not known when it was held
+        for voted in steps:
+            try:
+                effects += self.round.step(voted)
+            except TocsinError:
+                continue
+        return effects
 
-    def _asks(self, now_ns: int) -> list[Effect]:
-        if not self._lacks_ballots():
-            self._ask_ns, self._asked = None, 0
-        elif self._ask_ns is None:
+    def _rank(self, leader: str) -> int:
+        """Return how many instances act before this one, of which the first is a leader."""
+        return (self._instances.index(self._me) - self._instances.index(leader)) % len(self._instances)
+
+    def _tell_again(self, now_ns: int) -> list[Effect]:
+        """Tell agents of the round once more: what is sent to them may be lost."""
+        everyone = self.tally.ballots == self.committee.quorum.participants
+        settled = self.round.ready or everyone or self.slot.commit is not None
+        if self.round.question.round == 1 or settled or now_ns < self._tell_ns:
+            return []
+        self._tell_ns = now_ns + (
+            len(self._instances) * self._pace.step_in_ns << min(self._told, MAX_DOUBLINGS)
+        )
+        self._told += 1
+        return [Opened(self.epoch, self.proposal, self.round.opening, tell=True, begins=False)]
+
+    def _ask_ahead(self, now_ns: int) -> list[Effect]:
+        """Ask, if an honest instance must be in a later round."""
+        if len(self._ahead) <= self.epoch.instance_faults:
+            return []
+        if self._ask_ns is None:
             self._ask_ns = now_ns + self._pace.ask_after_ns
-        elif now_ns >= self._ask_ns and self._heard:
-            whom = sorted(self._heard)[self._asked % len(self._heard)]
-            self._asked += 1
-            self._ask_ns = now_ns + (self._pace.ask_after_ns << min(self._asked, 6))
-            return [Ask(self.decision, whom, proposal=False)]
-        return []
+        if now_ns < self._ask_ns:
+            return []
+        whom = sorted(self._ahead)[self._asked % len(self._ahead)]
+        self._asked += 1
+        self._ask_ns = now_ns + (self._pace.ask_after_ns << min(self._asked, MAX_DOUBLINGS))
+        return [Ask(self.decision, whom, proposal=False)]
 
-    def _lacks_ballots(self) -> bool:
-        closes = close_value(self.decision, ROUND)
-        if (commit := self.slot.commit) is not None:
-            return self._wants_ballots and commit.value != closes and self._certificate_of(commit.value) is None
-        if (value := self.slot.waiting) is not None:
-            return value != closes
-        return self._others_wait and self.outcome is None
+    def show(self, instance: str, *, ballots: bool) -> Show:
+        """Return what another instance is to be shown; the ballots, if it has asked."""
+        return Show(
+            self.decision,
+            instance,
+            self.epoch,
+            self.proposal,
+            self.round.opening,
+            self.tally.to_show() if ballots else (),
+            self.slot.commit,
+            self.round.known_next,
+        )
+
+    # --- The end ------------------------------------------------------------------------------
 
     def _conclude(self, now_ns: int) -> list[Effect]:
-        """Once committed: announce at once as the leader of that view, else look later whether it is announced."""
+        """Once it is over: announce at once as the leader of that view, else look later whether it is announced."""
         commit = self.slot.commit
-        if commit is None or self._looking:
+        if commit is None or self._looking or not self.over:
             return []
-        leader = self._instances.index(self.slot.leader(commit.view))
-        rank = (self._instances.index(self._me) - leader) % len(self._instances)
+        rank = self._rank(self.slot.leader(commit.view))
         if rank == 0:
             if (end := self._end()) is not None:
                 return [end]
-            self._wants_ballots = True
+            self.round.wants_ballots = True
         if self._announce_ns is None:
             self._announce_ns = now_ns + max(rank, 1) * self._pace.step_in_ns
         if now_ns < self._announce_ns:
@@ -276,20 +325,17 @@ class Deciding:
         return [LookUp(self.decision)]
 
     def _end(self) -> End | None:
-        commit = self.slot.commit
-        if commit is None:
-            return None
-        closed = commit.value == close_value(self.decision, ROUND)
-        certificate = None if closed else self._certificate_of(commit.value)
-        if not closed and certificate is None:
+        commit, outcome, certificate = self.slot.commit, self.round.ended(), self.round.decided()
+        if commit is None or outcome is None or (outcome is Outcome.DECIDED and certificate is None):
             return None
         return End(
             decision=self.decision,
             epoch=self.epoch,
             committee=self.committee,
             proposal=self.proposal,
-            outcome=Outcome.CLOSED if closed else Outcome.DECIDED,
-            why=self._why(closed=closed),
+            opening=self.round.opening,
+            outcome=outcome,
+            why=self._why(outcome),
             ballots=certificate,
             commit=commit,
             ballots_for=self.tally.leading,
@@ -297,18 +343,16 @@ class Deciding:
             missing=self.tally.missing,
         )
 
-    def _why(self, *, closed: bool) -> str:
-        tally, quorum = self.tally, self.committee.quorum
-        if not closed:
-            return f"{quorum.needed} of {quorum.participants} ballots for one option"
-        so_far = f"{tally.leading} of the {quorum.needed} ballots needed, from {tally.ballots} participants"
+    def _why(self, outcome: Outcome) -> str:
+        tally, quorum, number = self.tally, self.committee.quorum, self.round.question.round
+        where = "" if self.proposal.body.rounds == 1 else f" in round {number} of {self.proposal.body.rounds}"
+        if outcome is Outcome.DECIDED:
+            return f"{quorum.needed} of {quorum.participants} ballots for one option{where}"
+        if outcome is Outcome.INSUFFICIENT:
+            return f"{tally.ballots} of the {quorum.needed} participants needed had balloted before the deadline{where}"
+        so_far = (
+            f"{tally.leading} of the {quorum.needed} ballots needed, from {tally.ballots} participants{where}"
+        )
         if tally.impossible:
             return f"no option can reach its quorum any more: {so_far}"
         return f"no option reached its quorum before the deadline: {so_far}"
-
-    def _votes(self, casts: Iterable[Cast]) -> list[Effect]:
-        ballots = tuple(r for certificate in self.tally.certificates.values() for r in certificate.ballots)
-        return [
-            CastVote(vote_of(cast, self.epoch.digest, self.decision, ROUND), self.proposal, ballots, cast.high)
-            for cast in casts
-        ]

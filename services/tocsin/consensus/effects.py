@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 from tocsin.consensus import slot
 from tocsin.consensus.tally import BallotCert, Received
-from tocsin.contracts.decisions import Equivocation, Outcome, Proposal, Step, Vote
+from tocsin.contracts.decisions import Counted, Equivocation, Option, Outcome, Proposal, Step, Vote
 from tocsin.contracts.identifiers import SpiffeId
+from tocsin.evidence.choices import Question
 from tocsin.evidence.committee import Committee
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import Evidence
+from tocsin.evidence.rounds import Opening
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,28 @@ class CastVote:
     """Sign this step, persist it with what it rests on, give it back by ``Protocol.signed``, send it."""
 
     vote: Vote
+    epoch: InstalledEpoch
     proposal: Evidence[Proposal]
+    opening: Opening
+    """How its round began."""
     ballots: tuple[Received, ...]
     """Those of the ballot certificates that this instance holds."""
     high: slot.QuorumCert | None
     """The QC1 that it rests on."""
+    following: tuple[Option, ...]
+    """v_{r+1}, where it is for NEXT of options that are known here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A round after the first has begun here: persist that; and, if ``tell``, tell everyone."""
+
+    epoch: InstalledEpoch
+    proposal: Evidence[Proposal]
+    opening: Opening
+    tell: bool
+    begins: bool
+    """False where it is told once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +94,14 @@ class Show:
 
     decision: bytes
     instance: str
+    epoch: InstalledEpoch
     proposal: Evidence[Proposal]
+    opening: Opening
+    """Of the round that is shown."""
     ballots: tuple[Received, ...]
     commit: slot.Commit | None
+    following: tuple[Option, ...] = ()
+    """v_{r+1}, of what was committed or certified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +134,8 @@ class End:
     epoch: InstalledEpoch
     committee: Committee
     proposal: Evidence[Proposal]
+    opening: Opening
+    """Of the round in which it ended."""
     outcome: Outcome
     why: str
     ballots: BallotCert | None
@@ -120,21 +146,22 @@ class End:
     missing: tuple[str, ...]
 
 
-Effect = CastVote | SendAgain | Ask | Show | Accuse | LookUp | Forget | End
+Effect = CastVote | Opened | SendAgain | Ask | Show | Accuse | LookUp | Forget | End
 
 
-def vote_of(cast: slot.Cast, epoch: bytes, decision: bytes, round_number: int) -> Vote:
+def vote_of(cast: slot.Cast, epoch: bytes, question: Question, counted: Counted | None = None) -> Vote:
     """Return the body of a step: PROPOSE and TIMEOUT bring the QC1 itself, VOTE1 names it, VOTE2 is it."""
     high = None if cast.step is Step.VOTE2 else cast.high
     brings = high is not None and cast.step in {Step.PROPOSE, Step.TIMEOUT}
     return Vote(
         step=cast.step,
         epoch=epoch,
-        decision=decision,
-        round=round_number,
+        decision=question.decision,
+        round=question.round,
         view=cast.view,
         value=cast.value,
         high_view=None if high is None else high.view,
         high_value=None if high is None else high.value,
         certificate=tuple(data for _, data in sorted(high.votes.items())) if brings and high else (),
+        counted=counted,
     )

@@ -12,21 +12,22 @@ from dataclasses import dataclass
 from tocsin.consensus.effects import Show, Voted
 from tocsin.consensus.tally import Received
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_PROPOSAL
-from tocsin.contracts.decisions import Proposal, Shown, Vote
+from tocsin.contracts.decisions import Option, Proposal, Shown, Vote
 from tocsin.contracts.errors import InvalidInputError, UntrustedError
 from tocsin.crypto import Algorithm, BatchVerifier, SignatureBackend, key_id
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import Evidence, read
+from tocsin.evidence.rounds import Opening, verify_opened
 from tocsin.evidence.verification import CONSENSUS_AUDIENCE, check_proposal
 from tocsin.evidence.votes import KeyOf, open_commit, verify_steps
 
-PAGE_BYTES = 600 * 1024
-"""Of ballots and their keys; a proposal of 64 KiB and a commit come on top, on the first page."""
+PAGE_BYTES = 400 * 1024
+"""Of ballots and their keys; a proposal of 64 KiB and two commits come on top, on the first page."""
 
 
 def pages(show: Show, key_of: KeyOf) -> Iterator[Shown]:
-    """Return the pages, the proposal and the commit on the first one."""
-    proposal, commit = show.proposal, show.commit
+    """Return the pages; the proposal, how the round began and the commit are on the first one."""
+    proposal, commit, opening = show.proposal, show.commit, show.opening
     votes = () if commit is None else tuple(data for _, data in sorted(commit.votes.items()))
     first: set[bytes] = {proposal.key_id}
     batches = list(_batches(show.ballots, key_of)) or [((), set())]
@@ -38,6 +39,8 @@ def pages(show: Show, key_of: KeyOf) -> Iterator[Shown]:
             proposal=proposal.data if number == 0 else None,
             ballots=ballots,
             commit=votes if number == 0 else (),
+            opened=opening.body(show.epoch, key_of) if number == 0 and opening.before else None,
+            following=show.following if number == 0 else (),
             keys=tuple(keys),
         )
 
@@ -66,6 +69,9 @@ class OpenPage:
     proposal: Evidence[Proposal] | None
     ballots: tuple[Received, ...]
     commit: tuple[Voted, ...]
+    opening: Opening | None
+    following: tuple[Option, ...]
+    """Not proven: a value that was committed names its digest."""
     keys: dict[bytes, bytes]
     """Public keys by id, those that the epoch binds."""
 
@@ -87,8 +93,8 @@ def open_page(
         batches: those that were verified before.
 
     Raises:
-        TocsinError: ``unknown_epoch``, ``wrong_decision``, ``unknown_key``, ``bad_signature``, or what is wrong with
-            the proposal, a ballot or a vote.
+        TocsinError: ``unknown_epoch``, ``wrong_decision``, ``no_proposal``, ``unknown_key``, ``bad_signature``, or what
+            is wrong with the proposal, a ballot or a vote.
     """
     proposal = None if page.proposal is None else read(page.proposal, CONSENSUS_PROPOSAL, audience="all")
     epoch = epoch_of(None if proposal is None else proposal.body.epoch)
@@ -116,9 +122,15 @@ def open_page(
         seat = epoch.seat(ballot.sender, ballot.key_id)
         ballot.verify(backend.verifier(Algorithm(seat.algorithm), key(seat.key_id)), batches)
         ballots.append(Received(ballot.body, ballot.sender, ballot.key_id, data))
-    votes = open_commit(page.commit, epoch, page.decision, 1) if page.commit else []
+    opening = None
+    if page.opened is not None:
+        if proposal is None or page.opened.decision != page.decision:
+            raise InvalidInputError("a round without its proposal", reason="no_proposal")
+        opening = verify_opened(page.opened, proposal.body, epoch, key, backend, batches)
+    number = 1 if opening is None else opening.question.round
+    votes = open_commit(page.commit, epoch, page.decision, number) if page.commit else []
     verify_steps(votes, epoch, key, backend, batches)
-    return OpenPage(epoch, proposal, tuple(ballots), as_voted(votes), keys)
+    return OpenPage(epoch, proposal, tuple(ballots), as_voted(votes), opening, page.following, keys)
 
 
 def as_voted(votes: list[Evidence[Vote]]) -> tuple[Voted, ...]:

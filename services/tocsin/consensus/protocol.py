@@ -3,16 +3,15 @@
 Sans I/O: no clock, no broker, no disk, no randomness. The same inputs in the same order give the same effects.
 This module opens decisions, and hands each message to the one that it belongs to:
 
-* A proposal opens its decision if it names the current epoch, its sender is an admin with a seat and its key there,
-  and it is of now. A decision opens once; there are bounds on how many are open. One that another instance has shown
-  because it was asked opens in any epoch that was installed here.
+* A proposal opens its decision if it names the current epoch, or for a moment the one before; its sender is an admin
+  with a seat and its key there; and it is of now. A decision opens once; there are bounds on how many are open. One
+  that another instance has shown because it was asked opens in any epoch that was installed here.
 * Ballots and steps that come before their proposal are held, a few per sender, and counted when it opens. If steps
   wait for long, one of their senders is asked for the proposal.
 * What is decided and announced is remembered while its proposal could come again, with the commit: who is late and
   times out is shown it.
 
-How a decision goes on is in :mod:`tocsin.consensus.deciding`. There is one round so far: where a later version refines
-the question and asks again, this one closes.
+How a decision goes on is in :mod:`tocsin.consensus.deciding`.
 """
 
 from __future__ import annotations
@@ -20,16 +19,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from tocsin.consensus.deciding import NS_PER_MS, ROUND, Deciding, Pace
+from tocsin.consensus.deciding import Deciding
 from tocsin.consensus.effects import Ask, Effect, End, Forget, Show, Voted
 from tocsin.consensus.held import Held
-from tocsin.consensus.slot import Commit
+from tocsin.consensus.pace import NS_PER_MS, Pace
+from tocsin.consensus.succession import Changes
 from tocsin.consensus.tally import Received
-from tocsin.contracts.decisions import Proposal
+from tocsin.contracts.decisions import Option, Proposal
 from tocsin.contracts.errors import ConflictError, ExhaustedError, InvalidInputError, UntrustedError
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import Evidence
+from tocsin.evidence.rounds import Opening
+from tocsin.evidence.succession import still_decides
 from tocsin.evidence.verification import check_proposal
 
 SKEW_NS = 30_000_000_000
@@ -59,8 +61,8 @@ class _Past:
     """A decision that is over and announced, or whose announcement is on its way."""
 
     until_ns: int
-    proposal: Evidence[Proposal] | None = None
-    commit: Commit | None = None
+    show: Show | None = None
+    """What those that are late are shown: the proposal, how the last round began, and the commit."""
 
 
 class Protocol:
@@ -84,18 +86,19 @@ class Protocol:
             decisions_each=self._limits.held_per_instance,
             messages_each=8,
             kept_ns=SKEW_NS,
-            key=lambda voted: (voted.vote.step, voted.vote.view, voted.vote.value),
+            key=lambda voted: (voted.vote.round, voted.vote.step, voted.vote.view, voted.vote.value),
         )
         self._asked: dict[bytes, tuple[int, int]] = {}
         """Decisions whose proposals were asked for: how often, and when again."""
         self._shown: dict[tuple[bytes, str], int] = {}
         self._floor = -1
+        self.changes = Changes()
         self._stretch = 1.0
 
     @property
     def open_decisions(self) -> int:
         """Decisions that are not committed yet."""
-        return sum(deciding.slot.commit is None for deciding in self._deciding.values())
+        return sum(not deciding.over for deciding in self._deciding.values())
 
     @property
     def busy(self) -> bool:
@@ -132,16 +135,24 @@ class Protocol:
         current = self.epoch
         if current is not None and epoch.digest == current.digest:
             return False
-        if epoch.epoch.number <= self._floor:
+        if epoch.epoch.number <= self._floor and not self._overrules(epoch):
             raise ConflictError(f"epoch {epoch.epoch.number} is not after {self._floor}", reason="stale_epoch")
         if self._me not in epoch.instances:
             raise InvalidInputError(f"{self._me} is no instance of this epoch", reason="not_an_instance")
         self.epoch = epoch
-        self._floor = epoch.epoch.number
+        self._floor = max(self._floor, epoch.epoch.number)
+        self.changes.installed(epoch)
         self._known[epoch.digest] = epoch
         while len(self._known) > MAX_KNOWN_EPOCHS:
             del self._known[next(iter(self._known))]
         return True
+
+    def _overrules(self, epoch: InstalledEpoch) -> bool:
+        """Tell whether the root's own record comes in place of one of its number that was decided meanwhile."""
+        current = self.epoch
+        if current is None or current.is_checkpoint or not epoch.is_checkpoint:
+            return False
+        return epoch.epoch.number == current.epoch.number == self._floor
 
     def abstain_until_after(self, number: int) -> None:
         """Take no part in epochs up to this number: they were installed, and what was voted there is lost."""
@@ -164,9 +175,7 @@ class Protocol:
         decision = proposal.leaf
         if decision in self._deciding or decision in self._past:
             return []
-        epoch = self._known.get(proposal.body.epoch, self.epoch) if shown else self.epoch
-        if epoch is None:
-            raise InvalidInputError("no epoch is installed", reason="no_epoch")
+        epoch = self._opens_in(proposal.body.epoch, now_ns, shown=shown)
         check_proposal(proposal, epoch)
         self._check_time(proposal, now_ns)
         self._check_room(proposal.sender)
@@ -198,7 +207,9 @@ class Protocol:
         deciding = self._deciding.get(decision)
         if deciding is not None:
             return self._after(deciding, deciding.ballot(received, now_ns))
-        epoch = self._current(received.ballot.epoch)
+        epoch = self._opens_in(received.ballot.epoch, now_ns)
+        if received.ballot.epoch != epoch.digest:
+            raise InvalidInputError("a message of another epoch", reason="wrong_epoch")
         epoch.seat(received.sender, received.key_id)
         self._ballots.add(decision, str(received.sender), received, now_ns)
         return []
@@ -218,9 +229,9 @@ class Protocol:
             effects = [e for e in effects if not isinstance(e, Show) or self._may_show(e, now_ns)]
             return self._after(deciding, effects)
         if (past := self._past.get(decision)) is not None:
-            if past.commit is None or past.proposal is None or str(voted.sender) == self._me:
+            if past.show is None or str(voted.sender) == self._me:
                 return []
-            show = Show(decision, str(voted.sender), past.proposal, (), past.commit)
+            show = replace(past.show, instance=str(voted.sender))
             return [show] if self._may_show(show, now_ns) else []
         epoch = self._known.get(voted.vote.epoch) or self._current(voted.vote.epoch)
         epoch.instance(voted.sender, voted.key_id)
@@ -232,13 +243,33 @@ class Protocol:
         deciding = self._deciding.get(votes[0].vote.decision)
         return [] if deciding is None else self._after(deciding, deciding.settle(votes, now_ns))
 
+    def lacks_round(self, decision: bytes, round_number: int) -> bool:
+        """Tell whether the commit that began this round would bring this instance on."""
+        deciding = self._deciding.get(decision)
+        return deciding is not None and deciding.round.question.round < round_number
+
+    def proposal_of(self, decision: bytes) -> Proposal | None:
+        """Return what an open decision is about."""
+        deciding = self._deciding.get(decision)
+        return None if deciding is None else deciding.proposal.body
+
+    def opened(self, opening: Opening, now_ns: int) -> list[Effect]:
+        """Take what another instance has shown of how a later round began; its Q VOTE2 have been verified."""
+        deciding = self._deciding.get(opening.question.decision)
+        return [] if deciding is None else self._after(deciding, deciding.opened(opening, now_ns))
+
+    def learn(self, decision: bytes, options: tuple[Option, ...], now_ns: int) -> list[Effect]:
+        """Take what another instance says the next round's options are."""
+        deciding = self._deciding.get(decision)
+        return [] if deciding is None else self._after(deciding, deciding.learn(options, now_ns))
+
     def asked(self, decision: bytes, instance: str, now_ns: int) -> list[Effect]:
         """Show an instance that asks what it lacks, if it is known here."""
         show: Show | None = None
         if (deciding := self._deciding.get(decision)) is not None:
-            show = deciding.show(instance)
-        elif (past := self._past.get(decision)) is not None and past.proposal is not None:
-            show = Show(decision, instance, past.proposal, (), past.commit)
+            show = deciding.show(instance, ballots=True)
+        elif (past := self._past.get(decision)) is not None and past.show is not None:
+            show = replace(past.show, instance=instance)
         return [show] if show is not None and self._may_show(show, now_ns) else []
 
     def announced(self, decision: bytes) -> list[Effect]:
@@ -274,10 +305,13 @@ class Protocol:
         ballots: Iterable[Received],
         own: Sequence[Voted],
         now_ns: int,
+        *,
+        opening: Opening | None = None,
+        following: Iterable[tuple[int, tuple[Option, ...]]] = (),
     ) -> list[Effect]:
-        """Go on with a decision that this instance had begun to vote on before a restart."""
+        """Go on with a decision that this instance had begun to vote on before a restart; see `Deciding.restore`."""
         deciding = self._begin(epoch, proposal, deadline_ns=0)
-        return self._after(deciding, deciding.restore(ballots, own, now_ns))
+        return self._after(deciding, deciding.restore(opening, following, ballots, own, now_ns))
 
     def remember_ended(self, decision: bytes, until_ns: int) -> None:
         """Know that a decision is over, as long as its proposal could come again."""
@@ -292,9 +326,18 @@ class Protocol:
             raise InvalidInputError("a message of another epoch", reason="wrong_epoch")
         return self.epoch
 
+    def _opens_in(self, digest: bytes, now_ns: int, *, shown: bool = False) -> InstalledEpoch:
+        """Return the epoch that is named, if decisions may be opened in it; else the current one."""
+        current = self.epoch
+        if current is None:
+            raise InvalidInputError("no epoch is installed", reason="no_epoch")
+        if shown or still_decides(digest, current, now_ns):
+            return self._known.get(digest, current)
+        return current
+
     def _begin(self, epoch: InstalledEpoch, proposal: Evidence[Proposal], deadline_ns: int) -> Deciding:
         pace = replace(self._pace, first_view_ns=int(self._pace.first_view_ns * self._stretch))
-        deciding = Deciding(self._me, epoch, proposal, deadline_ns=deadline_ns, pace=pace)
+        deciding = Deciding(self._me, epoch, proposal, deadline_ns=deadline_ns, pace=pace, changes=self.changes)
         self._deciding[proposal.leaf] = deciding
         self._asked.pop(proposal.leaf, None)
         return deciding
@@ -302,8 +345,6 @@ class Protocol:
     def _step(self, deciding: Deciding, voted: Voted, now_ns: int) -> list[Effect]:
         if voted.vote.epoch != deciding.epoch.digest:
             raise InvalidInputError("a step of another epoch", reason="wrong_epoch")
-        if voted.vote.round != ROUND:
-            raise InvalidInputError(f"a step of round {voted.vote.round}", reason="wrong_round")
         deciding.epoch.instance(voted.sender, voted.key_id)
         return deciding.step(voted, now_ns)
 
@@ -320,10 +361,11 @@ class Protocol:
         # Timers that are too short cost views and never safety: they follow what leaders take on this machine.
         self._stretch = min(self._stretch * 2, MAX_STRETCH) if deciding.hasty else max(1.0, self._stretch * 0.9)
         until_ns = good_until_ns(deciding.proposal)
-        self._past[deciding.decision] = _Past(until_ns, deciding.proposal, deciding.slot.commit)
-        with_commit = [past for past in self._past.values() if past.commit is not None]
-        for past in with_commit[:-MAX_SHOWN]:
-            past.proposal = past.commit = None
+        show = deciding.show("", ballots=False) if deciding.over else None
+        self._past[deciding.decision] = _Past(until_ns, show)
+        shown = [past for past in self._past.values() if past.show is not None]
+        for past in shown[:-MAX_SHOWN]:
+            past.show = None
 
     def _ask_proposals(self, now_ns: int) -> list[Effect]:
         """Ask for the proposals that steps wait for; each time another of those that have taken one."""
@@ -354,7 +396,7 @@ class Protocol:
             raise InvalidInputError("the proposal's deadline has passed", reason="deadline_passed")
 
     def _check_room(self, proposer: SpiffeId) -> None:
-        going = [d for d in self._deciding.values() if d.slot.commit is None]
+        going = [d for d in self._deciding.values() if not d.over]
         theirs = sum(deciding.proposal.sender == proposer for deciding in going)
         if len(going) >= self._limits.open_decisions or theirs >= self._limits.open_per_proposer:
             raise ExhaustedError(
@@ -363,5 +405,6 @@ class Protocol:
 
 
 def good_until_ns(proposal: Evidence[Proposal]) -> int:
-    """Return until when a proposal may open its decision."""
-    return proposal.envelope.content.issued_at + proposal.body.deadline_ms * NS_PER_MS + SKEW_NS
+    """Return until when a proposal may open its decision: an instance can be late by as many rounds as there are."""
+    all_rounds_ms = proposal.body.deadline_ms * proposal.body.rounds
+    return proposal.envelope.content.issued_at + all_rounds_ms * NS_PER_MS + SKEW_NS

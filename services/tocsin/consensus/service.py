@@ -1,79 +1,58 @@
 """The shell of a consensus instance: messages to the protocol, its effects to the disk and the bus.
 
-Handlers only feed the protocol, so the line of ballots never waits for a disk; each list of effects is carried
-out by a task: sign, persist in one fsync, send, and only then end the decision. What the steps of other instances
-bring along is verified before the protocol sees it.
+Handlers only feed the protocol; :mod:`tocsin.consensus.carrying` carries out what it asks for. What the steps of other
+instances bring along is verified before the protocol sees it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
-from itertools import chain, repeat
 
-from tocsin.bus import Bus, Context, Sent, Service, handles, subscribes
-from tocsin.consensus.announcing import announcement, certificate_of, check_certificate, holds
-from tocsin.consensus.deciding import Pace
-from tocsin.consensus.effects import (
-    Accuse,
-    Ask,
-    CastVote,
-    Effect,
-    End,
-    Forget,
-    LookUp,
-    SendAgain,
-    Show,
-    Voted,
-)
-from tocsin.consensus.passing import OpenPage, as_voted, open_page, pages
-from tocsin.consensus.protocol import Limits, Protocol, good_until_ns
+from tocsin.agent.epochs import SEEK_EVERY_S, EpochReader, age, is_news
+from tocsin.bus import Bus, Context, Service, handles, subscribes
+from tocsin.consensus.carrying import Carrier
+from tocsin.consensus.effects import Effect, Voted
+from tocsin.consensus.epochs import check_change, publish_epoch
+from tocsin.consensus.pace import Pace
+from tocsin.consensus.passing import OpenPage, as_voted, open_page
+from tocsin.consensus.protocol import Limits, Protocol
 from tocsin.consensus.settings import ConsensusSettings
-from tocsin.consensus.store import Keeping, Recovered, VoteLog
+from tocsin.consensus.store import Recovered, VoteLog
 from tocsin.consensus.tally import Received
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
-    AUDIT,
-    AUDIT_EQUIVOCATION,
     CONSENSUS_BALLOT,
-    CONSENSUS_DECISION,
     CONSENSUS_EPOCH,
     CONSENSUS_EPOCHS,
     CONSENSUS_LACKING,
     CONSENSUS_PROPOSAL,
+    CONSENSUS_ROUND,
     CONSENSUS_SHOWN,
     CONSENSUS_VOTE,
-    DECISION,
     DELIVER_ALL,
-    LACKING,
-    SHOWN,
-    VOTE,
 )
 from tocsin.contracts.decisions import (
     Ballot,
-    DecisionAnnounced,
     Epoch,
     EpochInstalled,
     Lacking,
-    Outcome,
     Proposal,
+    RoundOpened,
     Shown,
     Vote,
 )
 from tocsin.contracts.errors import (
     ConflictError,
-    ExhaustedError,
     InvalidInputError,
     InvariantBrokenError,
-    TocsinError,
-    UnavailableError,
 )
-from tocsin.contracts.identifiers import ServiceName, SpiffeId
+from tocsin.contracts.identifiers import ServiceName
+from tocsin.crypto import key_id
 from tocsin.evidence.epochs import InstalledEpoch, open_epoch
 from tocsin.evidence.reading import read
-from tocsin.evidence.verification import CONSENSUS_AUDIENCE
+from tocsin.evidence.rounds import verify_opened
+from tocsin.evidence.succession import asks_for_epoch
 from tocsin.evidence.votes import open_certificate, verify_steps
 from tocsin.telemetry import get_logger
 
@@ -104,27 +83,28 @@ class ConsensusService(Service[ConsensusSettings]):
         )
         self._own_key = bus.credentials.key.signer
         self._keys = {self._own_key.key_id: self._own_key.public_key}
-        self._votes: VoteLog | None = None
-        self._log_failed = False
+        self._carrier: Carrier | None = None
         self._to_go_on: list[Effect] = []
-        self._writing: set[asyncio.Future[None]] = set()
-        self._keeping = Keeping()
+        self._epochs = EpochReader(bus)
+        self._seek_from = 0.0
 
     @property
     def ready(self) -> bool:
         """Whether it can decide: not without its log."""
-        return super().ready and not self._log_failed
+        return super().ready and not (self._carrier is not None and self._carrier.log_failed)
 
     # --- Life ---------------------------------------------------------------------------------
 
     async def prepare(self) -> None:
         """Read the log, and take up what a former process had begun."""
         path = self.settings.state_dir / f"consensus-{self.settings.instance}.votes"
-        self._votes, recovered = await VoteLog.open(path, self.bus.trust, time.time_ns())
+        votes, recovered = await VoteLog.open(path, self.bus.trust, time.time_ns())
+        self._carrier = Carrier(self.bus, self.protocol, votes, self._key_of, self.metrics, self._adopt)
         self._keys |= recovered.keys
         for decision, until_ns in recovered.ended.items():
             self.protocol.remember_ended(decision, until_ns)
-        for epoch in sorted(recovered.epochs.values(), key=lambda e: e.epoch.number):
+        for epoch in sorted(recovered.epochs.values(), key=age):
+            self._epochs.keep(epoch)
             if self._speaks_in(epoch):
                 self.protocol.install(epoch)
             else:
@@ -134,9 +114,15 @@ class ConsensusService(Service[ConsensusSettings]):
             epoch = recovered.epochs[rest.proposal.body.epoch]
             log.info("decision_resumed", decision=decision.hex(), possible=self._speaks_in(epoch))
             if self._speaks_in(epoch):
-                self._keeping.resume(decision, len(rest.ballots))
+                self._carry.keeping.resume(decision, rest)
                 self._to_go_on += self.protocol.restore(
-                    epoch, rest.proposal, rest.ballots, rest.own, time.time_ns()
+                    epoch,
+                    rest.proposal,
+                    rest.ballots,
+                    rest.own,
+                    time.time_ns(),
+                    opening=rest.opening,
+                    following=rest.following,
                 )
 
     async def started(self) -> None:
@@ -145,13 +131,14 @@ class ConsensusService(Service[ConsensusSettings]):
         await self.bus.subscribe(CONSENSUS_BALLOT, self.on_ballot, needed=self._is_ballot_needed)
         await self.bus.subscribe(CONSENSUS_LACKING, self.on_lacking, at=own)
         await self.bus.subscribe(CONSENSUS_SHOWN, self.on_shown, at=own)
-        self._do(self._to_go_on)
+        self.bus.connection.on_reconnect(self._reconnected)
+        self._carry.do(self._to_go_on)
         self.bus.spawn(self._tick(), "deadlines")
 
     async def stopping(self) -> None:
         """Close the log: a vote that is not in it is not sent."""
-        if self._votes is not None:
-            await self._votes.close()
+        if self._carrier is not None:
+            await self._carrier.log.close()
 
     def _speaks_in(self, epoch: InstalledEpoch) -> bool:
         """Tell whether the epoch binds this process's key: it may have been given a new one since."""
@@ -164,28 +151,21 @@ class ConsensusService(Service[ConsensusSettings]):
         An epoch that is made after the log was begun was missed, and is taken: whatever this instance has cast
         in it would be in the log. In one that is older than the log it may have voted, into a log that is lost.
         """
-        try:
-            last = await self.bus.last(CONSENSUS_EPOCHS)
-        except UnavailableError:
-            raise
-        except TocsinError as error:
-            # Whoever can write to the broker can put anything there; it counts for nothing.
-            log.warning("epoch_in_stream_refused", reason=error.reason)
-            last = None
-        if last is not None and isinstance(last[0], Epoch) and last[1].leaf not in recovered.epochs:
+        latest = await self._epochs.latest()
+        if latest is not None and latest.digest not in recovered.epochs:
             begun_ns = recovered.begun_ns
-            if begun_ns is not None and begun_ns < last[0].created_ns:
-                await self.on_epoch(last[0], last[1])
+            if begun_ns is not None and begun_ns < latest.epoch.created_ns:
+                await self._adopt(latest)
             else:
-                log.error("vote_log_lost", epoch=last[0].number, advice="install a new epoch")
-                self.protocol.abstain_until_after(last[0].number)
+                log.error("vote_log_lost", epoch=latest.epoch.number, advice="install a new epoch")
+                self.protocol.abstain_until_after(latest.epoch.number)
         elif self.protocol.epoch is not None:
-            await self._publish_epoch(self.protocol.epoch)
+            await publish_epoch(self.bus, self.protocol.epoch)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self.settings.tick_s if self.protocol.busy else IDLE_TICK_S)
-            self._do(self.protocol.tick(time.time_ns()))
+            self._carry.do(self.protocol.tick(time.time_ns()))
 
     # --- In -----------------------------------------------------------------------------------
 
@@ -201,24 +181,38 @@ class ConsensusService(Service[ConsensusSettings]):
         epoch = await asyncio.to_thread(open_epoch, context.data, self.bus.trust, self.bus.opener.batches)
         epoch.instance(self.bus.id, self._own_key.key_id)
         await self._install(epoch)
-        await self._publish_epoch(epoch)
-        return EpochInstalled(
-            epoch=epoch.digest,
-            participants=epoch.quorum.participants,
-            quorum=epoch.quorum.needed,
-            byzantine_tolerant=epoch.byzantine_tolerant,
-            why_not=epoch.why_not,
-            instances=len(epoch.instances),
-            instance_faults=epoch.instance_faults,
-        )
+        await publish_epoch(self.bus, epoch)
+        return epoch.installed()
 
     @subscribes(CONSENSUS_EPOCHS)
-    async def on_epoch(self, _: Epoch, context: Context) -> None:
-        """Take an epoch that was given to another instance."""
+    async def on_epoch(self, told: Message, context: Context) -> None:
+        """Take an epoch that was given to another instance, or decided."""
+        if is_news(told, self.protocol.epoch):
+            await self._adopt(await self._epochs.read(told, context))
+
+    def _reconnected(self) -> None:
+        self.bus.spawn(self._catch_up(), "epochs")
+
+    async def _seek_epoch(self) -> None:
+        """Look for an epoch that somebody speaks of: it may have been lost on the way here."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._seek_from:
+            self._seek_from = now + SEEK_EVERY_S
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """Take an epoch that came while the broker was away."""
         current = self.protocol.epoch
-        if current is not None and current.digest == context.leaf:
-            return
-        epoch = await asyncio.to_thread(open_epoch, context.data, self.bus.trust, self.bus.opener.batches)
+        latest = await self._epochs.latest(0 if current is None else current.epoch.created_ns)
+        if latest is not None:
+            await self._adopt(latest)
+
+    async def _adopt(self, epoch: InstalledEpoch) -> None:
+        """Install an epoch that is believed, if this instance has a seat in it and it is later than its own.
+
+        Raises:
+            UntrustedError: ``wrong_key``.
+        """
         if str(self.bus.id) not in epoch.instances:
             self.metrics.count("epochs_of_others")
             return
@@ -232,7 +226,8 @@ class ConsensusService(Service[ConsensusSettings]):
     async def _install(self, epoch: InstalledEpoch) -> None:
         if not self.protocol.install(epoch):
             return
-        await self._persist(self._log.keep_epoch(epoch))
+        self._epochs.keep(epoch)
+        await self._carry.persist(self._carry.log.keep_epoch(epoch))
         log.info(
             "epoch_installed",
             epoch=epoch.epoch.number,
@@ -248,15 +243,19 @@ class ConsensusService(Service[ConsensusSettings]):
         """Open a decision for a proposal; whatever else is for all is not for this service."""
         if not isinstance(body, Proposal):
             return
+        if self.protocol.known_epoch(body.epoch) is None:
+            await self._seek_epoch()
         self._learn_key(context, self.protocol.epoch)
         proposal = read(context.data, CONSENSUS_PROPOSAL, audience="all")
-        self._do(self.protocol.open(proposal, context.now_ns))
+        if asks_for_epoch(body):
+            await asyncio.to_thread(check_change, proposal, self.protocol.epoch, self.bus.backend)
+        self._carry.do(self.protocol.open(proposal, context.now_ns))
 
     def on_ballot(self, ballot: Ballot, context: Context) -> None:
         """Count a ballot."""
         self._learn_key(context, self.protocol.epoch_of(ballot.decision))
         received = Received(ballot, context.sender, context.key_id, context.data)
-        self._do(self.protocol.ballot(received, context.now_ns))
+        self._carry.do(self.protocol.ballot(received, context.now_ns))
         self.metrics.count("ballots_taken")
 
     def _is_ballot_needed(self, subject: str) -> bool:
@@ -285,14 +284,32 @@ class ConsensusService(Service[ConsensusSettings]):
             )
         voted = Voted(vote, context.sender, context.key_id, context.data, as_voted(votes))
         self.metrics.count(f"steps_taken.{vote.step.value}")
-        self._do(self.protocol.signed(voted, time.time_ns()))
+        self._carry.do(self.protocol.signed(voted, time.time_ns()))
+
+    @subscribes(CONSENSUS_ROUND)
+    async def on_round(self, opened: RoundOpened, context: Context) -> None:
+        """Go on to a round that another instance tells the agents of, if this one is in an earlier round.
+
+        Raises:
+            TocsinError: what is wrong with it.
+        """
+        proposal = self.protocol.proposal_of(opened.decision)
+        epoch = self._known(opened.epoch)
+        epoch.instance(context.sender, context.key_id)
+        if proposal is None or not self.protocol.lacks_round(opened.decision, opened.round):
+            return
+        opening = await asyncio.to_thread(
+            verify_opened, opened, proposal, epoch, self._key_of, self.bus.backend, self.bus.opener.batches
+        )
+        self._keys |= {one: key for key in opened.keys if (one := key_id(key)) in opening.signers}
+        self._carry.do(self.protocol.opened(opening, context.now_ns))
 
     async def on_lacking(self, lacking: Lacking, context: Context) -> None:
         """Show another instance what it lacks."""
         epoch = self.protocol.epoch_of(lacking.decision)
         if epoch is not None:
             epoch.instance(context.sender, context.key_id)
-            self._do(self.protocol.asked(lacking.decision, str(context.sender), context.now_ns))
+            self._carry.do(self.protocol.asked(lacking.decision, str(context.sender), context.now_ns))
 
     async def on_shown(self, page: Shown, context: Context) -> None:
         """Take what another instance shows; it was verified by no one but who signed it.
@@ -308,7 +325,10 @@ class ConsensusService(Service[ConsensusSettings]):
         self._keys |= {one: key for one, key in shown.keys.items() if one not in self._keys}
         effects: list[Effect] = []
         if shown.proposal is not None:
+            await asyncio.to_thread(check_change, shown.proposal, shown.epoch, self.bus.backend)
             effects += self.protocol.open(shown.proposal, context.now_ns, shown=True)
+        if shown.opening is not None:
+            effects += self.protocol.opened(shown.opening, context.now_ns)
         for received in shown.ballots:
             try:
                 effects += self.protocol.ballot(received, context.now_ns)
@@ -316,7 +336,9 @@ class ConsensusService(Service[ConsensusSettings]):
                 self.metrics.count(f"shown_refused.{error.reason}")
         if shown.commit:
             effects += self.protocol.settle(shown.commit, context.now_ns)
-        self._do(effects)
+        if shown.following:
+            effects += self.protocol.learn(page.decision, shown.following, context.now_ns)
+        self._carry.do(effects)
 
     def _open_page(self, page: Shown) -> OpenPage:
         def epoch_of(digest: bytes | None) -> InstalledEpoch | None:
@@ -347,181 +369,8 @@ class ConsensusService(Service[ConsensusSettings]):
         if (key := self._key_of(context.key_id)) is not None:
             self._keys[context.key_id] = key
 
-    # --- Effects ------------------------------------------------------------------------------
-
-    def _do(self, effects: list[Effect]) -> None:
-        if effects:
-            self.bus.spawn(self._carry_out(effects), "decision")
-
-    async def _carry_out(self, effects: list[Effect]) -> None:
-        """Sign what is to be cast and what follows from that, persist all of it, then let it out."""
-        cast: list[tuple[CastVote, Sent]] = []
-        others: list[Effect] = []
-        while effects:
-            casts = [effect for effect in effects if isinstance(effect, CastVote)]
-            others += [effect for effect in effects if not isinstance(effect, CastVote)]
-            signed = await asyncio.gather(*(self._sign(effect) for effect in casts))
-            cast += zip(casts, signed, strict=True)
-            effects = []
-            for effect, sent in zip(casts, signed, strict=True):
-                voted = Voted(effect.vote, self.bus.id, self._own_key.key_id, sent.data)
-                effects += self.protocol.signed(voted, time.time_ns())
-        if cast:
-            kept = self._keeping.entries([(effect, sent.data) for effect, sent in cast], self._key_of)
-            await self._persist(self._log.keep_steps(kept))
-        for effect, sent in cast:
-            await self._send_step(effect.vote.decision, sent)
-        for other in others:
-            await self._let_out(other)
-
-    async def _let_out(self, effect: Effect) -> None:
-        if isinstance(effect, Accuse):
-            await self._accuse(effect)
-        elif isinstance(effect, SendAgain):
-            self.metrics.count("steps_sent_again")
-            await self._send_step(effect.decision, _as_sent(effect.data))
-        elif isinstance(effect, Ask):
-            await self._ask(effect)
-        elif isinstance(effect, Show):
-            await self._show(effect)
-        elif isinstance(effect, LookUp):
-            self.bus.spawn(self._look_up(effect.decision), "look up")
-        elif isinstance(effect, Forget):
-            self._keeping.forget(effect.decision)
-            await self._persist(self._log.keep_end(effect.decision, effect.until_ns))
-        elif isinstance(effect, End):
-            await self._finish(effect)
-
-    async def _sign(self, effect: CastVote) -> Sent:
-        return await self.bus.make(VOTE, effect.vote, audience=CONSENSUS_AUDIENCE)
-
-    async def _send_step(self, decision: bytes, sent: Sent) -> None:
-        subject = CONSENSUS_VOTE.at(decision=decision.hex())
-        await self._until_taken(partial(self.bus.send, subject, sent))
-
-    async def _ask(self, ask: Ask) -> None:
-        log.info("asking", decision=ask.decision.hex(), whom=ask.instance, proposal=ask.proposal)
-        self.metrics.count("asked")
-        lacking = Lacking(decision=ask.decision, proposal=ask.proposal)
-        at = {"instance": SpiffeId.parse(ask.instance).name}
-        await self.bus.publish(CONSENSUS_LACKING, LACKING, lacking, at=at)
-
-    async def _show(self, show: Show) -> None:
-        self.metrics.count("shown")
-        at = {"instance": SpiffeId.parse(show.instance).name}
-        for page in await asyncio.to_thread(lambda: list(pages(show, self._key_of))):
-            await self.bus.publish(CONSENSUS_SHOWN, SHOWN, page, at=at)
-
-    async def _look_up(self, decision: bytes) -> None:
-        """See whether the decision is announced; an announcement that does not hold is none."""
-        epoch = self.protocol.epoch_of(decision)
-        stands = False
-
-        async def look() -> None:
-            nonlocal stands
-            last = await self.bus.last(CONSENSUS_DECISION, at={"decision": decision.hex()})
-            if last is None or not isinstance(last[0], DecisionAnnounced) or epoch is None:
-                return
-            announced, certificate = last[0], b""
-            if announced.outcome is Outcome.DECIDED:
-                certificate = await self.bus.get_certificate(decision.hex())
-            await asyncio.to_thread(holds, announced, certificate, decision, epoch, self.bus, self._key_of)
-            stands = True
-
-        try:
-            await self._until_taken(look)
-        except TocsinError as error:
-            log.warning("announcement_refused", decision=decision.hex(), reason=error.reason, detail=str(error))
-            self.metrics.count(f"announcements_refused.{error.reason}")
-        if stands:
-            self._do(self.protocol.announced(decision))
-        else:
-            self._do(self.protocol.step_in(decision, time.time_ns()))
-
-    async def _accuse(self, accused: Accuse) -> None:
-        proof = accused.proof
-        log.warning("equivocation", accused=proof.accused, decision=proof.decision.hex())
-        self.metrics.count("equivocations")
-
-        async def publish() -> None:
-            await self.bus.publish(AUDIT, AUDIT_EQUIVOCATION, proof, durable=True, at={"kind": "equivocation"})
-
-        await self._until_taken(publish)
-
-    async def _finish(self, end: End) -> None:
-        """Make the certificate, check it as anyone would, keep it, announce the decision."""
-        certificate = certificate_of(end, self._key_of) if end.outcome is Outcome.DECIDED else b""
-        # It is verified while what it holds is written down and stored, and announced once all of that has succeeded.
-        await asyncio.gather(self._store(end, certificate), self._verify(end, certificate))
-        announced = announcement(end, certificate, time.time_ns())
-
-        async def announce() -> None:
-            at = {"decision": end.decision.hex()}
-            await self.bus.publish(CONSENSUS_DECISION, DECISION, announced, durable=True, at=at)
-
-        await self._until_taken(announce)
-        self._keeping.forget(end.decision)
-        await self._persist(self._log.keep_end(end.decision, good_until_ns(end.proposal)))
-        self.metrics.count(f"decisions.{end.outcome.value}")
-        self.metrics.observe_ms("decision", announced.elapsed_ms)
-        log.info(
-            "decision_ended",
-            decision=end.decision.hex(),
-            outcome=end.outcome.value,
-            ballots=end.ballots_received,
-            view=end.commit.view,
-            elapsed_ms=round(announced.elapsed_ms, 1),
-        )
-
-    async def _store(self, end: End, certificate: bytes) -> None:
-        # The commit may count an own step that another task is still writing: it must not be known before it is kept.
-        await asyncio.gather(*self._writing)
-        if certificate:
-            await self._until_taken(lambda: self.bus.put_certificate(end.decision.hex(), certificate))
-
-    async def _verify(self, end: End, certificate: bytes) -> None:
-        if certificate:
-            await asyncio.to_thread(check_certificate, end, certificate, self.bus)
-
-    async def _publish_epoch(self, epoch: InstalledEpoch) -> None:
-        record = read(epoch.data, CONSENSUS_EPOCH.request_type, audience=CONSENSUS_AUDIENCE)
-        content = record.envelope.content
-        sent = Sent(content.id, record.leaf, epoch.data, content.issued_at)
-        subject = CONSENSUS_EPOCHS.at(number=str(epoch.epoch.number))
-        await self.bus.send(subject, sent, stream=CONSENSUS_EPOCHS.stream)
-
-    # --- Inside -------------------------------------------------------------------------------
-
     @property
-    def _log(self) -> VoteLog:
-        if self._votes is None:
+    def _carry(self) -> Carrier:
+        if self._carrier is None:
             raise InvariantBrokenError("the log is opened before the first message")
-        return self._votes
-
-    async def _persist(self, write: Awaitable[None]) -> None:
-        """Write to the log; once that fails this instance decides nothing more, and says so in its readiness."""
-        writing = asyncio.ensure_future(write)
-        self._writing.add(writing)
-        try:
-            await writing
-        except TocsinError:
-            self._log_failed = True
-            raise
-        finally:
-            self._writing.discard(writing)
-
-    async def _until_taken(self, act: Callable[[], Awaitable[None]]) -> None:
-        """Repeat what the broker refuses for now, with pauses. A restart takes it up from the log."""
-        for pause_s in chain(RETRY_S, repeat(RETRY_S[-1])):
-            try:
-                await act()
-            except (UnavailableError, ExhaustedError) as error:
-                self.metrics.count(f"broker_refusals.{error.reason}")
-                await asyncio.sleep(pause_s)
-            else:
-                return
-
-
-def _as_sent(data: bytes) -> Sent:
-    vote = read(data, VOTE, audience=CONSENSUS_AUDIENCE)
-    return Sent(vote.envelope.content.id, vote.leaf, data, vote.envelope.content.issued_at)
+        return self._carrier

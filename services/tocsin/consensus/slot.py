@@ -117,6 +117,12 @@ class Slot:
         """Return who may propose in a view."""
         return self._instances[(self._rotation + view - FIRST_VIEW) % len(self._instances)]
 
+    @property
+    def to_propose(self) -> bool:
+        """Whether it is this instance's turn to propose, and it has not."""
+        mine = self.leader(self.view) == self._me and self.view > self._left
+        return mine and (Step.PROPOSE, self.view) not in self._cast
+
     def propose(self, outcome: bytes | None) -> list[Cast]:
         """Propose and vote for it, if it is this instance's turn and it has not proposed yet.
 
@@ -124,7 +130,7 @@ class Slot:
         two steps go together: what is admissible may be another value by the time the proposal is signed.
         """
         value = outcome if self.high is None else self.high.value
-        if value is None or self.leader(self.view) != self._me or not self._open(value, self.high):
+        if value is None or not self.to_propose or not self._open(value, self.high):
             return []
         proposed = self._once(Step.PROPOSE, value, self.high)
         return proposed and proposed + self._once(Step.VOTE1, value, self._basis(value, self.high))

@@ -2,7 +2,7 @@
 
 A participant that casts two is counted for both: what makes a certificate is q ballots for one choice, so instances
 that see the two in another order still come to the same. While at most f are hostile there is one certificate at
-most, since two quorums share more than f participants.
+most, since two quorums share more than f participants. A counter-proposal counts as a ballot, and for no option.
 
 No signature is verified here: the bus has done that. What is checked is everything else that makes a ballot
 count, the cheap things first.
@@ -13,12 +13,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tocsin.contracts.decisions import Ballot, Equivocation
+from tocsin.contracts.decisions import Ballot, Choice, Equivocation, Option
 from tocsin.contracts.errors import InvalidInputError
 from tocsin.contracts.identifiers import SpiffeId
-from tocsin.evidence.choices import check_ballot
+from tocsin.evidence.choices import Question, check_ballot
 from tocsin.evidence.committee import Committee
 from tocsin.evidence.epochs import InstalledEpoch
+
+MAX_COUNTERS = 2
+"""Counter-proposals kept of one participant in a round: two are the proof that it equivocates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +48,14 @@ class BallotCert:
 class Tally:
     """The ballots of one round of one decision."""
 
-    def __init__(
-        self,
-        epoch: InstalledEpoch,
-        committee: Committee,
-        decision: bytes,
-        round_number: int,
-        options: int,
-    ) -> None:
+    def __init__(self, epoch: InstalledEpoch, committee: Committee, question: Question) -> None:
         self.certificates: dict[bytes, BallotCert] = {}
         """By H(choice). At most one for ever, unless more than f participants are hostile."""
         self._epoch = epoch
         self._committee = committee
-        self._decision = decision
-        self._round = round_number
-        self._options = options
-        self._cast: dict[str, dict[int | None, Received]] = {}
-        """By participant, its first ballot for each choice."""
+        self._question = question
+        self._cast: dict[str, dict[bytes, Received]] = {}
+        """By participant, its ballots by H(choice): of counter-proposals :data:`MAX_COUNTERS` at most."""
         self._counts: Counter[int] = Counter()
         self._accused: set[str] = set()
 
@@ -75,13 +69,13 @@ class Tally:
         ballot, sender = received.ballot, str(received.sender)
         self._committee.seat(received.sender, received.key_id)
         self._check_place(ballot)
-        option = check_ballot(ballot, self._options)
+        option = check_ballot(ballot, self._question)
         cast = self._cast.setdefault(sender, {})
-        if option in cast:
+        if ballot.value in cast or (isinstance(option, Option) and _counters(cast) >= MAX_COUNTERS):
             return None
         first = next(iter(cast.values()), None)
-        cast[option] = received
-        if option is not None:
+        cast[ballot.value] = received
+        if isinstance(option, int):
             self._counts[option] += 1
             if self._counts[option] == self._committee.quorum.needed:
                 self.certificates[ballot.value] = self._certify(option, ballot.value)
@@ -91,6 +85,15 @@ class Tally:
     def certificate(self) -> BallotCert | None:
         """The first quorum that was reached."""
         return next(iter(self.certificates.values()), None)
+
+    def find(self, sender: str, value: bytes) -> Received | None:
+        """Return a participant's ballot for a choice."""
+        return self._cast.get(sender, {}).get(value)
+
+    @property
+    def single(self) -> dict[str, Received]:
+        """The ballots of those that have cast one only, by participant."""
+        return {who: next(iter(cast.values())) for who, cast in self._cast.items() if len(cast) == 1}
 
     @property
     def ballots(self) -> int:
@@ -120,7 +123,7 @@ class Tally:
         return tuple(received for cast in self._cast.values() for received in cast.values())
 
     def _certify(self, option: int, choice: bytes) -> BallotCert:
-        chosen = (cast[option] for _, cast in sorted(self._cast.items()) if option in cast)
+        chosen = (cast[choice] for _, cast in sorted(self._cast.items()) if choice in cast)
         return BallotCert(option, choice, tuple(chosen))
 
     def _accuse(self, sender: str, first: Received, second: Received) -> Equivocation | None:
@@ -129,8 +132,8 @@ class Tally:
         self._accused.add(sender)
         return Equivocation(
             epoch=self._epoch.digest,
-            decision=self._decision,
-            round=self._round,
+            decision=self._question.decision,
+            round=self._question.round,
             accused=sender,
             first=first.data,
             second=second.data,
@@ -139,7 +142,11 @@ class Tally:
     def _check_place(self, ballot: Ballot) -> None:
         if ballot.epoch != self._epoch.digest:
             raise InvalidInputError("a ballot of another epoch", reason="wrong_epoch")
-        if ballot.decision != self._decision:
+        if ballot.decision != self._question.decision:
             raise InvalidInputError("a ballot of another decision", reason="wrong_decision")
-        if ballot.round != self._round:
+        if ballot.round != self._question.round:
             raise InvalidInputError(f"a ballot of round {ballot.round}", reason="wrong_round")
+
+
+def _counters(cast: dict[bytes, Received]) -> int:
+    return sum(received.ballot.choice is Choice.COUNTER for received in cast.values())

@@ -68,6 +68,7 @@ from tocsin.crypto import Algorithm, key_id
 from tocsin.fleet import admission
 from tocsin.fleet.authority import AuthorityKeeper
 from tocsin.fleet.challenger import Challenger
+from tocsin.fleet.electing import Elector
 from tocsin.fleet.health import HealthBook
 from tocsin.fleet.liveness import Liveness, OnGone
 from tocsin.fleet.missions import MissionKeeper
@@ -105,6 +106,7 @@ class FleetService(Service[FleetSettings]):
             bus, settings, self.book, changed=self.liveness.changed, condemn=self.standing.quarantine
         )
         self.liveness.on_change.append(self.challenger.on_change)
+        self.elector = Elector(bus, settings, self.book)
         self._keeper = AuthorityKeeper(
             bus, settings.authority_dir, service_lifetime_s=settings.service_lifetime_s
         )
@@ -132,6 +134,7 @@ class FleetService(Service[FleetSettings]):
         self.standing.start()
         self.challenger.start()
         await self.missions.started()
+        await self.elector.start()
         stater = RevocationStater(self.bus, interval_s=self.settings.revocations_interval_s)
         self.bus.spawn(stater.run(), "revocation statements")
         self.bus.spawn(self._keeper.run(), "authority")
@@ -319,6 +322,7 @@ class FleetService(Service[FleetSettings]):
     async def on_equivocation(self, proof: Equivocation, context: Context) -> None:
         """Verify the proof that an agent has voted twice."""
         await self.standing.on_equivocation(proof, context)
+        self.elector.convict(proof)
 
     @subscribes(EVENT, at={"service": "router", "kind": "refusal"})
     async def on_refusal(self, refusal: Refusal, context: Context) -> None:

@@ -49,3 +49,19 @@ class FleetSettings(BusSettings):
     revocations_interval_s: Annotated[float, Field(ge=0.1, le=30)] = Field(
         5.0, description="How often it is said which list of revoked keys is the current one, in seconds."
     )
+    epoch_quiet_s: Annotated[float, Field(ge=0.05, le=3_600)] = Field(
+        5.0,
+        description="How long nothing may change before the next epoch is asked for, in seconds; "
+        "where that never happens, ten times as long.",
+    )
+    epoch_interval_s: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        60.0, description="How old an epoch has to be before the next one is asked for, in seconds."
+    )
+    epoch_ask_again_s: Annotated[float, Field(ge=1, le=3_600)] = Field(
+        30.0, description="After how long the next epoch is asked for again, in seconds."
+    )
+    epoch_absent_after_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        600.0,
+        description="An agent that was not heard for so long loses its seat in the next epoch, in seconds; "
+        "without proof at most 5 % a day do.",
+    )

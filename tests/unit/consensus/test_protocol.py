@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 from council import NOW_NS, Council, ballot_body, proposal_body
 
-from tocsin.consensus.deciding import Pace
 from tocsin.consensus.effects import Accuse, CastVote, Effect, End, LookUp, SendAgain, Voted
+from tocsin.consensus.pace import Pace
 from tocsin.consensus.protocol import SKEW_NS, Limits, Protocol
 from tocsin.consensus.tally import Received
 from tocsin.contracts.catalogue import BALLOT, VOTE
 from tocsin.contracts.decisions import Outcome, Step
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.identifiers import SpiffeId
-from tocsin.evidence.choices import choice_digest, close_value, decide_value
+from tocsin.evidence.choices import choice_digest, close_value, decide_value, insufficient_value
 from tocsin.evidence.epochs import open_epoch
 from tocsin.evidence.reading import read
 
@@ -159,9 +159,22 @@ def test_the_deadline_closes(council: Council, protocol: Protocol) -> None:
     effects = settle(council, protocol, protocol.tick(NOW_NS + 5_000 * MS))
     end = effects[-1]
     assert isinstance(end, End)
+    assert (end.outcome, end.ballots) == (Outcome.INSUFFICIENT, None)
+    assert end.commit.value == insufficient_value(proposal.leaf, 1)
+    assert end.why == "1 of the 5 participants needed had balloted before the deadline"
+
+
+def test_the_deadline_closes_what_a_quorum_could_not_agree_on(council: Council, protocol: Protocol) -> None:
+    proposal = council.propose()
+    protocol.open(proposal, NOW_NS)
+    for position, who in enumerate(council.voters[:5]):
+        protocol.ballot(received(council, who, proposal.leaf, int(position == 0)), NOW_NS)
+    effects = settle(council, protocol, protocol.tick(NOW_NS + 5_000 * MS))
+    end = effects[-1]
+    assert isinstance(end, End)
     assert (end.outcome, end.ballots) == (Outcome.CLOSED, None)
     assert end.commit.value == close_value(proposal.leaf, 1)
-    assert "before the deadline: 1 of the 5 ballots" in end.why
+    assert "before the deadline: 4 of the 5 ballots" in end.why
 
 
 def test_impossibility_closes_at_once(council: Council, protocol: Protocol) -> None:
@@ -192,7 +205,7 @@ def test_abstentions_decide_nothing(council: Council, protocol: Protocol) -> Non
 def test_a_ballot_between_the_closing_proposal_and_its_signature_changes_nothing(
     council: Council, protocol: Protocol
 ) -> None:
-    """The deadline passes with four of five ballots; the fifth arrives while CLOSE is being signed."""
+    """The deadline passes with four of five ballots; the fifth arrives while INSUFFICIENT is being signed."""
     proposal = council.propose()
     protocol.open(proposal, NOW_NS)
     for who in council.voters[:4]:
@@ -200,9 +213,9 @@ def test_a_ballot_between_the_closing_proposal_and_its_signature_changes_nothing
     closing = protocol.tick(NOW_NS + 5_000 * MS)
     assert protocol.ballot(received(council, council.voters[4], proposal.leaf, 0), NOW_NS) == []
     effects = settle(council, protocol, closing)
-    assert {e.vote.value for e in effects if isinstance(e, CastVote)} == {close_value(proposal.leaf, 1)}
+    assert {e.vote.value for e in effects if isinstance(e, CastVote)} == {insufficient_value(proposal.leaf, 1)}
     assert isinstance(effects[-1], End)
-    assert effects[-1].outcome is Outcome.CLOSED
+    assert effects[-1].outcome is Outcome.INSUFFICIENT
 
 
 def test_who_may_not_ballot_is_refused(council: Council, protocol: Protocol) -> None:

@@ -29,6 +29,7 @@ from tocsin.contracts.errors import InvariantBrokenError, TocsinError, Unavailab
 from tocsin.contracts.identifiers import Role, Severity, SpiffeId
 from tocsin.contracts.response import Actuation, ActuationOutcome, Command, ResponseOrder
 from tocsin.contracts.routing import ThreatAlert
+from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.journal import Journal
 from tocsin.evidence.verification import verify
 from tocsin.telemetry import Metrics
@@ -74,6 +75,7 @@ class Desk:
     standing: list[asyncio.Task[None]] = field(default_factory=list)
     """The guardian's clock: it runs as long as the host."""
     at_ns: int = 5
+    epochs: dict[bytes, InstalledEpoch] = field(default_factory=dict)
 
     def now_ns(self) -> int:
         return self.at_ns

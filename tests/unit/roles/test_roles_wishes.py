@@ -43,6 +43,7 @@ class Office:
     sent: list[Proposal] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     epoch: object = field(default_factory=lambda: SimpleNamespace(digest=b"e" * 32))
+    epochs: dict[bytes, object] = field(default_factory=lambda: {b"e" * 32: None})
 
     def now_ns(self) -> int:
         return 10**18

@@ -7,7 +7,8 @@ certificate's digest to everyone; the certificate, and not the admin, is what gu
 
 An operator's wish (an alert with ``wish``, which only services may send) becomes a proposal in the same way. All admins
 hear it; the one that owns it (rendezvous on its id) proposes at once, the next if no proposal has come after
-TAKE_OVER_S, and so on: a dead admin delays a wish and does not lose it.
+TAKE_OVER_S, and so on: a dead admin delays a wish and does not lose it. Fleet's wish for the next epoch goes the
+same way; what comes of it needs no order.
 
 Does not survive a restart: a decision whose proposer is gone is not ordered by another admin (the certificate
 remains, and can be ordered by hand).
@@ -28,13 +29,22 @@ from tocsin.bus import Context, Sent
 from tocsin.bus.envelope import encode_body
 from tocsin.contracts.analysis import Assessment
 from tocsin.contracts.catalogue import CONSENSUS_PROPOSAL, THREAT_ALERT
-from tocsin.contracts.decisions import DecisionAnnounced, Option, Outcome, Proposal
+from tocsin.contracts.decisions import (
+    DecisionAnnounced,
+    EpochChange,
+    MembershipWish,
+    Option,
+    Outcome,
+    Proposal,
+)
 from tocsin.contracts.errors import DeniedError, TocsinError, UnavailableError
-from tocsin.contracts.identifiers import Kind, Priority, Role, Severity
+from tocsin.contracts.identifiers import Kind, Priority, Role, Severity, SpiffeId
 from tocsin.contracts.observations import Incident, Observations
 from tocsin.contracts.response import Command, ResponseOrder, ResponseWish
 from tocsin.contracts.routing import ThreatAlert
+from tocsin.crypto import select_backend
 from tocsin.evidence.choices import MAX_ROUNDS
+from tocsin.evidence.succession import next_epoch
 from tocsin.telemetry import get_logger
 
 DEADLINE_MS = 10_000
@@ -43,6 +53,8 @@ TAKE_OVER_S = 2.0
 """How long the next admin waits for the proposal of the one before it."""
 EPOCH_WITHIN_S = 10.0
 SEND_WITHIN_S = 30.0
+CHANGE_NS = 120_000_000_000
+"""How long at most a change of the epoch keeps others from being proposed, whatever its proposer says."""
 MAX_PROPOSALS = 1024
 NS_PER_S = 1_000_000_000
 
@@ -115,6 +127,37 @@ def proposal_on_wish(
     )
 
 
+def proposal_of_epoch(
+    change: EpochChange, epoch: InstalledEpoch, *, deadline_ms: int = DEADLINE_MS
+) -> Proposal:
+    """Return the proposal to make the next epoch: option 0 installs it, option 1 keeps this one.
+
+    Args:
+        change: What fleet wishes for.
+        epoch: The one that it changes.
+        deadline_ms: Of a round.
+
+    Raises:
+        TocsinError: the change breaks a rule of :mod:`tocsin.evidence.succession`.
+    """
+    # The record does not depend on the decision's id, which is known only once the proposal is signed.
+    after = next_epoch(epoch, change, bytes(32), select_backend())
+    what = f"epoch {change.number}: {len(change.joined)} seats come, {len(change.removed)} go"
+    return Proposal(
+        epoch=epoch.digest,
+        workflow=after.digest[:16],
+        subject=what,
+        evidence=(),
+        assessment=after.digest,
+        options=(
+            Option(name="install", command=None, text=what, epoch=after.digest),
+            Option(name="keep", command=None, text=f"go on in epoch {epoch.epoch.number}"),
+        ),
+        deadline_ms=deadline_ms,
+        change=change,
+    )
+
+
 def text_of(command: Command) -> str:
     """Return a command in words."""
     seconds = command.duration_s
@@ -171,6 +214,11 @@ class Docket:
             self._until_ns.keep(_target(command), now_ns + command.duration_s * NS_PER_S)
 
 
+def _sits(admin: SpiffeId, name: str, epoch: InstalledEpoch) -> bool:
+    """Tell whether another admin has a seat."""
+    return str(SpiffeId.agent(admin.domain, Role.ADMIN, name)) in epoch.seats
+
+
 def _target(command: Command) -> _Target:
     return (command.action.value, command.address)
 
@@ -189,6 +237,8 @@ class Admin(Agent):
         """Outcomes of others' proposals, and of ours that were decided before we knew their id."""
         self._proposed: Memory[bytes, None] = Memory(MAX_PROPOSALS)
         """Workflows and wishes that somebody has proposed on."""
+        self._changes: Memory[bytes, int] = Memory(MAX_PROPOSALS)
+        """Changes of the epoch that are being decided, and when that ends at the latest."""
 
     async def on_task(self, content: Observations | Incident | Assessment, context: Context) -> None:
         """Propose what an analyst's assessment recommends."""
@@ -215,13 +265,21 @@ class Admin(Agent):
         asked = Asked(str(context.sender), context.content.id, digest)
         self.host.spawn(self._grant(alert.wish, asked), f"wish to {self.name}")
 
+    async def on_membership(self, wish: MembershipWish, context: Context) -> None:  # noqa: ARG002 - the hook's signature
+        """Propose the next epoch, when it is this admin's turn."""
+        self.host.spawn(self._succeed(wish), f"membership to {self.name}")
+
     async def on_proposal(self, proposal: Proposal, context: Context) -> BallotChoice | None:
         """Note that somebody has proposed, and choose."""
         self._proposed.keep(proposal.workflow, None)
+        if proposal.change is not None:
+            lasts_ns = min(MAX_ROUNDS * proposal.deadline_ms * 1_000_000, CHANGE_NS)
+            self._changes.keep(context.leaf, context.content.issued_at + lasts_ns)
         return await super().on_proposal(proposal, context)
 
     async def on_decision(self, announced: DecisionAnnounced, context: Context) -> None:  # noqa: ARG002 - the hook's signature
         """Order what was decided on a proposal of ours."""
+        self._changes.take(announced.decision)
         proposed = self._sent.take(announced.decision)
         if proposed is None:
             self._early.keep(announced.decision, announced)
@@ -235,6 +293,36 @@ class Admin(Agent):
         if asked.alert not in self._proposed and self._enter(asked.alert, wish.command, about):
             make = partial(proposal_on_wish, wish, asked, deadline_ms=self._deadline_ms)
             await self._propose(asked.alert, wish.command, make, about)
+
+    async def _succeed(self, wish: MembershipWish) -> None:
+        """Propose what fleet wishes for, unless an admin before this one has by then."""
+        epoch = self.host.epoch
+        if epoch is None or epoch.digest != wish.previous:
+            log.info("epoch_not_proposed", agent=self.name, reason="other_epoch")
+            return
+        try:
+            proposal = await asyncio.to_thread(
+                proposal_of_epoch, wish.change, epoch, deadline_ms=self._deadline_ms
+            )
+            sitting = [name for name in self.host.peers(Role.ADMIN) if _sits(self.id, name, epoch)]
+            if self.name not in sitting:
+                return
+            turn = turn_of(self.name, proposal.workflow, sitting)
+            await asyncio.sleep(TAKE_OVER_S * turn)
+            if proposal.workflow in self._proposed or self._is_changing():
+                return
+            sent = await self._send_proposal(lambda _: proposal)
+        except TocsinError as error:
+            self.host.metrics.count(f"admin.epochs_not_proposed.{error.reason}")
+            log.warning("epoch_not_proposed", agent=self.name, reason=error.reason, detail=str(error))
+            return
+        self.host.metrics.count("admin.epochs_proposed")
+        log.info("epoch_proposed", agent=self.name, decision=sent.leaf.hex(), number=wish.change.number)
+
+    def _is_changing(self) -> bool:
+        """Tell whether a change of the epoch is being decided: two at once would hinder one another."""
+        now_ns = self.host.now_ns()
+        return any(ends_ns > now_ns for ends_ns in self._changes.values())
 
     def _enter(self, case: bytes, command: Command, about: dict[str, str]) -> bool:
         """Enter a proposal into the docket; False, and said, if there must be none."""

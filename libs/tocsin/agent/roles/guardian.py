@@ -28,7 +28,7 @@ word of a key that was revoked since.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
 from tocsin.agent.actuators import Actuator, VerifiedOrder
@@ -46,7 +46,8 @@ from tocsin.contracts.identifiers import Role, Severity
 from tocsin.contracts.response import Actuation, ActuationOutcome, ResponseOrder
 from tocsin.contracts.routing import ThreatAlert
 from tocsin.evidence.choices import MAX_ROUNDS
-from tocsin.evidence.verification import VerifiedDecision, verify
+from tocsin.evidence.epochs import InstalledEpoch
+from tocsin.evidence.verification import NOTHING_BELIEVED, VerifiedDecision, verify
 from tocsin.telemetry import get_logger
 
 FETCH_WITHIN_S = 5.0
@@ -160,7 +161,7 @@ class Guardian(Agent):
             return await self.host.certificate(order.decision.hex())
 
         data = await patiently(attempt, within_s=FETCH_WITHIN_S)
-        return await asyncio.to_thread(check, order, data, self.host.root_pem)
+        return await asyncio.to_thread(check, order, data, self.host.root_pem, self.host.epochs)
 
     async def _check_protected(self, address: str) -> None:
         if self.actuator.acts:
@@ -319,13 +320,19 @@ class Guardian(Agent):
             log.exception("actuation_unreported", agent=self.name, decision=actuation.decision.hex())
 
 
-def check(order: ResponseOrder, data: bytes, root_pem: bytes) -> VerifiedDecision:
+def check(
+    order: ResponseOrder,
+    data: bytes,
+    root_pem: bytes,
+    believed: Mapping[bytes, InstalledEpoch] = NOTHING_BELIEVED,
+) -> VerifiedDecision:
     """Verify that a certificate permits an order. CPU-bound: a signature for each batch of ballots.
 
     Args:
         order: What is to be done.
         data: The certificate's bytes.
         root_pem: The trust root's certificate.
+        believed: Epochs that this process has verified, by digest.
 
     Raises:
         UntrustedError: ``wrong_certificate``, ``wrong_decision``, ``wrong_command``, or the verification's.
@@ -333,7 +340,7 @@ def check(order: ResponseOrder, data: bytes, root_pem: bytes) -> VerifiedDecisio
     """
     if sha256(data).digest() != order.certificate:
         raise UntrustedError("the certificate is not the one that was ordered on", reason="wrong_certificate")
-    decided = verify(data, root_pem)
+    decided = verify(data, root_pem, believed=dict(believed))
     if decided.decision != order.decision:
         raise UntrustedError("the certificate is of another decision", reason="wrong_decision")
     if decided.command != order.command:
