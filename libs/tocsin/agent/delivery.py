@@ -13,16 +13,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 from tocsin.agent.agent import Agent
 from tocsin.agent.emergencies import Emergencies, is_emergency
+from tocsin.agent.handlers import Call, call_handler
 from tocsin.agent.inbox import Inbox, Job
 from tocsin.bus import Context
-from tocsin.contracts.analysis import AssessmentMade
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import ALERT_BACKUP
-from tocsin.contracts.decisions import DecisionAnnounced, MembershipWish, Proposal
+from tocsin.contracts.decisions import MembershipWish, Proposal
 from tocsin.contracts.errors import (
     DeniedError,
     ExhaustedError,
@@ -35,7 +34,7 @@ from tocsin.contracts.errors import (
 from tocsin.contracts.identifiers import Priority, Role
 from tocsin.contracts.observations import Observations, ObservationsTaken
 from tocsin.contracts.policy import Audience, Reach, check
-from tocsin.contracts.routing import Coordination, Discovery, Intelligence, ThreatAlert
+from tocsin.contracts.routing import Coordination, Intelligence
 from tocsin.contracts.subjects import MessageType
 from tocsin.telemetry import Metrics, get_logger
 
@@ -68,6 +67,7 @@ class Delivery:
         reject: counts and audits a message that the policy forbids, or whose key was revoked while it waited.
         require_trusted: raises UntrustedError if the key of a message of this type was revoked.
         is_quarantined: tells whether an agent is, by its name: it is told nothing sensitive.
+        call: calls the handler of whatever is no proposal.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Delivery:
         reject: Callable[[TocsinError, str, bytes], None],
         require_trusted: Callable[[MessageType[Message], bytes], None],
         is_quarantined: Callable[[str], bool] = lambda _: False,
+        call: Call = call_handler,
     ) -> None:
         self._residents = tuple(residents)
         self._roles: dict[str, Role] = {
@@ -90,6 +91,7 @@ class Delivery:
         self._emergencies = emergencies
         self._metrics = metrics
         self._ballot = ballot
+        self._call = call
         self._closed = False
         self._channels: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
         """Members and senders of each mission and group that residents take part in, by audience."""
@@ -193,7 +195,7 @@ class Delivery:
     def _take(self, alert: Message, context: Context, channel: str) -> bool:
         """Take an emergency; False if all had it before."""
         to = [resident.agent.name for resident in self._recipients(alert, context)]
-        return not to or self._emergencies.take(cast("ThreatAlert", alert), context, to, channel)
+        return not to or self._emergencies.take(alert, context, to, channel)
 
     def _recipients(self, body: Message, context: Context) -> list[Resident]:
         """Return for whom a message is; nobody, where the policy forbids it, on whichever channel it came.
@@ -252,7 +254,7 @@ class Delivery:
         if isinstance(body, Proposal):
             await self._if_trusted(context, partial(self._ballot, resident, body, context))
         else:
-            await self._if_trusted(context, partial(call_handler, resident.agent, body, context))
+            await self._if_trusted(context, partial(self._call, resident.agent, body, context))
 
     async def _if_trusted(self, context: Context, work: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -265,26 +267,6 @@ class Delivery:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise UnavailableError("this host is leaving", reason="closing")
-
-
-async def call_handler(agent: Agent, body: Message, context: Context) -> None:
-    """Call the handler that the message's model belongs to."""
-    if isinstance(body, ThreatAlert):
-        await agent.on_alert(body, context)
-    elif isinstance(body, Coordination):
-        await agent.on_task(body.content, context)
-    elif isinstance(body, Discovery):
-        await agent.on_discovery(body, context)
-    elif isinstance(body, Intelligence):
-        await agent.on_intelligence(body, context)
-    elif isinstance(body, DecisionAnnounced):
-        await agent.on_decision(body, context)
-    elif isinstance(body, MembershipWish):
-        await agent.on_membership(body, context)
-    elif isinstance(body, AssessmentMade):
-        await agent.on_assessment(body, context)
-    else:
-        raise InvariantBrokenError(f"no handler for {context.kind.name}", reason="no_handler")
 
 
 def _is_for(agent: Agent, audience: str) -> bool:

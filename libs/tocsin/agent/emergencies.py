@@ -15,11 +15,14 @@ from functools import partial
 
 from tocsin.agent.accepted import CONFIRM_AGAIN_NS, Acceptance
 from tocsin.agent.agent import Agent
+from tocsin.agent.handlers import Call, call_handler
 from tocsin.agent.inbox import Inbox, Job
 from tocsin.agent.journal import AlertJournal
 from tocsin.agent.receipts import ReceiptSender
 from tocsin.bus import Bus, Context
-from tocsin.contracts.catalogue import ALERT_BACKUP, THREAT_ALERT
+from tocsin.contracts.base import Message
+from tocsin.contracts.catalogue import ALERT_BACKUP
+from tocsin.contracts.decisions import DecisionAnnounced
 from tocsin.contracts.errors import ExhaustedError, TocsinError, UntrustedError
 from tocsin.contracts.identifiers import Priority
 from tocsin.contracts.routing import ThreatAlert
@@ -43,13 +46,15 @@ class Emergencies:
         journal: AlertJournal,
         receipts: ReceiptSender,
         inboxes: Iterable[tuple[Agent, Inbox]],
+        call: Call = call_handler,
     ) -> None:
         self._bus = bus
         self._journal = journal
         self._receipts = receipts
+        self._call = call
         self._inboxes: dict[str, tuple[Agent, Inbox]] = {agent.name: (agent, inbox) for agent, inbox in inboxes}
 
-    def take(self, alert: ThreatAlert, context: Context, agents: Iterable[str], channel: str) -> bool:
+    def take(self, alert: Message, context: Context, agents: Iterable[str], channel: str) -> bool:
         """Hand an emergency to those of the agents that have not had it; False if all had it before.
 
         Raises:
@@ -107,21 +112,20 @@ class Emergencies:
             self._bus.metrics.count(f"alerts_not_restored.{error.reason}")
             log.warning("alert_not_restored", leaf=acceptance.leaf.hex(), reason=error.reason)
             return True
-        if isinstance(alert, ThreatAlert):
-            for name in names:
-                if name in self._inboxes and self._put(self._inboxes[name], alert, context, promised=True):
-                    self._bus.metrics.count("alerts_restored")
+        for name in names:
+            if name in self._inboxes and self._put(self._inboxes[name], alert, context, promised=True):
+                self._bus.metrics.count("alerts_restored")
         return True
 
     def _put(
-        self, to: tuple[Agent, Inbox], alert: ThreatAlert, context: Context, *, promised: bool = False
+        self, to: tuple[Agent, Inbox], alert: Message, context: Context, *, promised: bool = False
     ) -> bool:
         agent, inbox = to
         agent.support.note(alert, sender=context.sender.name)
-        job = Job(THREAT_ALERT.name, partial(self._handle, agent, alert, context), urgent=True)
+        job = Job(context.kind.name, partial(self._handle, agent, alert, context), urgent=True)
         return inbox.put(job, promised=promised)
 
-    async def _handle(self, agent: Agent, alert: ThreatAlert, context: Context) -> None:
+    async def _handle(self, agent: Agent, alert: Message, context: Context) -> None:
         try:
             self._bus.opener.require_trusted(context.kind, context.key_id)  # it may have waited for long
         except UntrustedError as refused:
@@ -129,7 +133,7 @@ class Emergencies:
             self._journal.handled(context.leaf, agent.name)
             return
         try:
-            await agent.on_alert(alert, context)
+            await self._call(agent, alert, context)
         except asyncio.CancelledError:  # the host leaves: its next process begins it anew
             raise
         except Exception:
@@ -145,5 +149,5 @@ class Emergencies:
 
 
 def is_emergency(body: object, context: Context) -> bool:
-    """Tell whether a message is one that its recipients confirm."""
-    return isinstance(body, ThreatAlert) and context.priority is Priority.CRITICAL
+    """Tell whether a message is one that its recipients confirm: an alert, or a decision's result."""
+    return isinstance(body, ThreatAlert | DecisionAnnounced) and context.priority is Priority.CRITICAL

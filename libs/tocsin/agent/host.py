@@ -34,6 +34,7 @@ from tocsin.agent.delivery import Delivery, Resident
 from tocsin.agent.emergencies import Emergencies
 from tocsin.agent.enrol import Wallet, key_groups
 from tocsin.agent.epochs import EpochKeeper
+from tocsin.agent.handlers import Handlers
 from tocsin.agent.inbox import Inbox, Job
 from tocsin.agent.journal import AlertJournal
 from tocsin.agent.measurement import measure
@@ -200,7 +201,8 @@ class AgentHost:
         self._electorate = Electorate(self._bus, supported)
         self._balloting = Balloting(self._bus, ballots, self._epochs, self._electorate)
         carried = [(resident.agent, resident.inbox) for resident in self._residents.values()]
-        emergencies = Emergencies(self._bus, journal, self._receipts, carried)
+        handlers = Handlers()
+        emergencies = Emergencies(self._bus, journal, self._receipts, carried, handlers.call)
         self._delivery = Delivery(
             self._residents.values(),
             emergencies,
@@ -209,6 +211,7 @@ class AgentHost:
             self._bus.reject,
             self._bus.opener.require_trusted,
             self._bus.standings.is_quarantined,
+            handlers.call,
         )
         await asyncio.gather(
             self._epochs.start(),

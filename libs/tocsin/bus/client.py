@@ -526,14 +526,18 @@ class Bus:
         self.metrics.observe_ms(f"request.{request.verb}", (time.perf_counter() - begun) * 1e3)
         return cast("R", answer)
 
-    async def emergency(self, sent: Sent, sender: SpiffeId, *, timeout_s: float) -> None:
-        """Send a CRITICAL alert, in identical bytes again and again, until a router says that its stream has it.
+    async def emergency(
+        self, sent: Sent, sender: SpiffeId, *, timeout_s: float, kind: MessageType[Any] = THREAT_ALERT
+    ) -> None:
+        """Send what is CRITICAL, in identical bytes again and again, until a router says that its stream has it.
+
+        It is an alert, or of the ``kind`` that is named.
 
         Raises:
             UnavailableError: ``no_answer`` within ``timeout_s``: it may be delivered all the same.
             TocsinError: a router refuses it.
         """
-        at = {"type": THREAT_ALERT.name, "priority": Priority.CRITICAL.token, "agent": sender.name}
+        at = {"type": kind.name, "priority": Priority.CRITICAL.token, "agent": sender.name}
         await self.ask_with(EMERGENCY, sent, sender, timeout_s=timeout_s, resend_s=URGENT_RESEND_S, at=at)
 
     async def ask_with(

@@ -7,6 +7,7 @@ of every envelope come from here; the shapes of its entries are in :mod:`tocsin.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 from tocsin.contracts import (
@@ -96,12 +97,24 @@ CONSENSUS_PROPOSAL = MessageType(
     doc="Shall we do X about Y.",
     effects_from=Priority.LOW,
 )
+DECISION_RESULT = MessageType(
+    "decision_result",
+    decisions.DecisionAnnounced,
+    MessageClass.STORED,
+    senders(ServiceName.CONSENSUS),
+    # 1,024 names of those who did not respond fill a half.
+    128 * KIB,
+    3_600_000,
+    "How a decision ended, told to every participant with proof of delivery.",
+    effects_from=Priority.LOW,
+)
 ROUTED: tuple[MessageType[Message], ...] = (
     DISCOVERY,
     THREAT_ALERT,
     COORDINATION,
     INTELLIGENCE,
     CONSENSUS_PROPOSAL,
+    DECISION_RESULT,
 )
 
 ROUTE = Subject(
@@ -124,11 +137,13 @@ DELIVER_ALL = Subject("DELIVER_ALL", "deliver.all", ROUTED, "all", "To every age
 ALERT_BACKUP = Subject(
     "ALERT_BACKUP",
     "alert.backup.{severity}",
-    (THREAT_ALERT,),
+    (THREAT_ALERT, DECISION_RESULT),
     READER_AUDIENCE,
     "Emergencies a second time, for agents that missed the first copy.",
     stream="ALERTS",
 )
+ALERTS_OF_ALL = replace(ALERT_BACKUP, audience=ANY_AUDIENCE)
+"""The same as services read it: for whomever an emergency is."""
 
 DISCOVERY_BACKUP = Subject(
     "DISCOVERY_BACKUP",

@@ -359,6 +359,8 @@ class DecisionAnnounced(Message):
     ballots_received: Count
     missing: Annotated[tuple[Name, ...], Field(max_length=MAX_MISSING)]
     """Participants whose ballot had not arrived when the outcome was reached: the first ones by name."""
+    agreement: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """``ballots_for / ballots_received``: the share of those who took part that is for what most are for."""
     elapsed_ms: Annotated[float, Field(ge=0)]
     commit: Annotated[tuple[StepBytes, ...], Field(max_length=MAX_INSTANCES)] = ()
     """The Q VOTE2 envelopes: that it is over can be checked, also where it closed without a certificate."""

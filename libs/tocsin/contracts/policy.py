@@ -40,6 +40,7 @@ from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import (
     CONSENSUS_PROPOSAL,
     COORDINATION,
+    DECISION_RESULT,
     DISCOVERY,
     INTELLIGENCE,
     THREAT_ALERT,
@@ -122,6 +123,13 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
             CONSENSUS_PROPOSAL.senders,
             frozenset({Reach.ALL}),
             Priority.HIGH,
+        ),
+        DECISION_RESULT.name: Rule(
+            "all agents",
+            "as an emergency: core and stream ALERTS, with receipts and retries",
+            DECISION_RESULT.senders,
+            frozenset({Reach.ALL}),
+            Priority.CRITICAL,
         ),
     }
 )

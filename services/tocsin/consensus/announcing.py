@@ -78,6 +78,7 @@ def announcement(end: End, certificate: bytes, now_ns: int) -> DecisionAnnounced
         quorum=quorum.needed,
         ballots_for=end.ballots_for,
         ballots_received=end.ballots_received,
+        agreement=end.ballots_for / end.ballots_received if end.ballots_received else 0.0,
         missing=tuple(SpiffeId.parse(who).name for who in end.missing[:MAX_MISSING]),
         elapsed_ms=max(0.0, elapsed_ns / 1e6),
         commit=tuple(data for _, data in sorted(end.commit.votes.items())),

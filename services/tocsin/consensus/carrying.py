@@ -28,6 +28,7 @@ from tocsin.consensus.effects import (
     Voted,
 )
 from tocsin.consensus.epochs import made_by, made_by_other, publish_epoch
+from tocsin.consensus.notifying import Notifier
 from tocsin.consensus.passing import pages
 from tocsin.consensus.protocol import Protocol, good_until_ns
 from tocsin.consensus.store import Keeping, VoteLog
@@ -74,6 +75,7 @@ class Carrier:
         adopt: Callable[[InstalledEpoch], Awaitable[None]],
     ) -> None:
         self.log = votes
+        self.notifier = Notifier(bus, metrics)
         self.keeping = Keeping()
         self.log_failed = False
         """The disk has refused a write: nothing more is voted."""
@@ -186,6 +188,7 @@ class Carrier:
             await asyncio.to_thread(holds, announced, certificate, decision, epoch, self.bus, self._key_of)
             made = await asyncio.to_thread(made_by_other, announced, certificate, epoch, self.bus.backend)
             stands = True
+            self.notifier.notify(announced)
 
         try:
             await self._until_taken(look)
@@ -224,6 +227,7 @@ class Carrier:
             await self.bus.publish(CONSENSUS_DECISION, DECISION, announced, durable=True, at=at)
 
         await self._until_taken(announce)
+        self.notifier.notify(announced)
         self.keeping.forget(end.decision)
         await self.persist(self.log.keep_end(end.decision, good_until_ns(end.proposal)))
         self.metrics.count(f"decisions.{end.outcome.value}")

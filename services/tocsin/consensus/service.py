@@ -34,6 +34,7 @@ from tocsin.contracts.catalogue import (
 )
 from tocsin.contracts.decisions import (
     Ballot,
+    DecisionAnnounced,
     Epoch,
     EpochInstalled,
     Lacking,
@@ -134,6 +135,7 @@ class ConsensusService(Service[ConsensusSettings]):
         self.bus.connection.on_reconnect(self._reconnected)
         self._carry.do(self._to_go_on)
         self.bus.spawn(self._tick(), "deadlines")
+        self.bus.spawn(self._carry.notifier.recall(), "results")
 
     async def stopping(self) -> None:
         """Close the log: a vote that is not in it is not sent."""
@@ -240,7 +242,9 @@ class ConsensusService(Service[ConsensusSettings]):
 
     @subscribes(DELIVER_ALL)
     async def on_delivery(self, body: Message, context: Context) -> None:
-        """Open a decision for a proposal; whatever else is for all is not for this service."""
+        """Open a decision for a proposal, and note a result; whatever else is for all is not for this service."""
+        if isinstance(body, DecisionAnnounced):
+            self._carry.notifier.heard(body)
         if not isinstance(body, Proposal):
             return
         if self.protocol.known_epoch(body.epoch) is None:

@@ -12,12 +12,11 @@ import asyncio
 import contextlib
 import random
 import time
-from dataclasses import replace
 
 from tocsin.bus import Bus, Context, Sent
 from tocsin.bus.reader import Stored
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import ALERT_BACKUP, EVENT, RECEIPT
+from tocsin.contracts.catalogue import ALERTS_OF_ALL, EVENT, RECEIPT
 from tocsin.contracts.errors import (
     DeniedError,
     ExhaustedError,
@@ -26,7 +25,6 @@ from tocsin.contracts.errors import (
     UnavailableError,
 )
 from tocsin.contracts.routing import MAX_DEADLINE_S, Delivery, Receipts, ThreatAlert
-from tocsin.contracts.subjects import ANY_AUDIENCE
 from tocsin.router.accounts import who_is_due
 from tocsin.router.announcer import Announcer
 from tocsin.router.policy import Route, route
@@ -35,8 +33,6 @@ from tocsin.router.settings import RouterSettings
 from tocsin.router.tracker import Confirmation, Emergency, Schedule, Tracker, Turn
 from tocsin.telemetry import get_logger
 
-ALERTS_OF_ALL = replace(ALERT_BACKUP, audience=ANY_AUDIENCE)
-"""The stream's alerts as routers read them: for whomever they are."""
 ACCOUNTS = {"service": "router", "kind": "delivery"}
 ACCEPTED_FOR_S = 60.0
 """An emergency that was issued so long ago is refused: who sends it has given up, or is not its sender. Clocks may

@@ -11,7 +11,7 @@ import time
 from tocsin.bus import Arrival, Bus, Context, Sent, Service, subscribes
 from tocsin.bus.sealing import SealingKeys
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import EVENT, RECEIPT, ROUTE
+from tocsin.contracts.catalogue import ALERTS_OF_ALL, EVENT, RECEIPT, ROUTE
 from tocsin.contracts.errors import DeniedError, ExhaustedError, InvalidInputError, TocsinError, UntrustedError
 from tocsin.contracts.identifiers import Priority, ServiceName
 from tocsin.contracts.routing import Delivery, Receipts
@@ -21,7 +21,7 @@ from tocsin.router.copies import Copies
 from tocsin.router.emergencies import Emergencies
 from tocsin.router.limits import Excess, RateLimits
 from tocsin.router.policy import route
-from tocsin.router.pursuit import ACCOUNTS, ALERTS_OF_ALL, Pursuit
+from tocsin.router.pursuit import ACCOUNTS, Pursuit
 from tocsin.router.recipients import check_recipients, check_standing
 from tocsin.router.settings import RouterSettings
 
@@ -120,9 +120,10 @@ class RouterService(Service[RouterSettings]):
         """Tell whether a sender has an allowance of its own before it is proven: agents, and who operates Tocsin."""
         if self.roster.role_of(name) is not None:
             return True
-        # Of the services only this one hands messages in to routers; the subject has its instance as its name.
-        return self.bus.trust.has_certified(
-            f"spiffe://{self.bus.trust.domain}/service/{ServiceName.CLI}/{name}"
+        # Of the services only these hand messages in to routers; the subject has their instance as its name.
+        return any(
+            self.bus.trust.has_certified(f"spiffe://{self.bus.trust.domain}/service/{service}/{name}")
+            for service in (ServiceName.CLI, ServiceName.CONSENSUS)
         )
 
     def _admit(self, arrival: Arrival) -> None:

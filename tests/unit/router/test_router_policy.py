@@ -10,7 +10,7 @@ import pytest
 from tocsin.contracts.analysis import AnomalyScore, Assessment, Verdict
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import ROUTED
-from tocsin.contracts.decisions import Option, Proposal
+from tocsin.contracts.decisions import DecisionAnnounced, Option, Outcome, Proposal
 from tocsin.contracts.errors import DeniedError, InvalidInputError, TocsinError
 from tocsin.contracts.identifiers import Priority, Role, ServiceName, Severity, SpiffeId
 from tocsin.contracts.observations import Finding, FindingKind, Incident, Observations, Technique
@@ -66,6 +66,25 @@ ORDER = ResponseOrder(
 )
 
 
+RESULT = DecisionAnnounced(
+    decision=bytes(32),
+    epoch=bytes(32),
+    outcome=Outcome.CLOSED,
+    why="nobody cared",
+    option=None,
+    certificate=None,
+    certificate_bytes=0,
+    object_name=None,
+    round=1,
+    participants=4,
+    quorum=3,
+    ballots_for=0,
+    ballots_received=0,
+    missing=(),
+    elapsed_ms=1.0,
+)
+
+
 def role_of(name: str) -> Role | None:
     """Nine agents of each role are enrolled: <role>-1 to <role>-9."""
     role, _, number = name.rpartition("-")
@@ -101,6 +120,7 @@ def body_for(type_name: str, sender: SpiffeId, priority: Priority) -> Message:
             options=(Option(name="a", command=None, text=""), Option(name="b", command=None, text="")),
             deadline_ms=1000,
         ),
+        "decision_result": RESULT,
     }
     return bodies[type_name]
 
@@ -108,13 +128,19 @@ def body_for(type_name: str, sender: SpiffeId, priority: Priority) -> Message:
 def expected_reason(type_name: str, role: Role, audience: str, priority: Priority) -> str | None:
     """The policy once more, in the order of its checks, written without the table. None: forwarded."""
     kind, _, name = audience.partition(".")
-    senders = {"consensus_proposal": {Role.ADMIN}, "intelligence": CLEARED}.get(type_name, set(Role))
+    some: dict[str, set[Role]] = {
+        "consensus_proposal": {Role.ADMIN},
+        "intelligence": set(CLEARED),
+        "decision_result": set(),
+    }
+    senders = some.get(type_name, set(Role))
     admissible = {
         "discovery": audience == "role.admin" or kind == "group",
         "threat_alert": kind in {"all", "role", "agent"},
         "coordination": kind != "all",
         "intelligence": kind in {"role", "agent"},
         "consensus_proposal": kind == "all",
+        "decision_result": kind == "all",
     }[type_name]
     secret = type_name == "intelligence"
     checks = {
@@ -149,6 +175,14 @@ def test_the_whole_table(type_name: str, role: Role) -> None:
 def test_every_routed_type_has_a_row_and_its_senders_are_the_catalogues() -> None:
     assert set(POLICY) == {kind.name for kind in ROUTED}
     assert all(POLICY[kind.name].senders == kind.senders for kind in ROUTED)
+
+
+def test_a_decisions_result_goes_out_as_an_emergency_and_only_an_instance_sends_one() -> None:
+    consensus = SpiffeId.service(DOMAIN, ServiceName.CONSENSUS, "0")
+    way = route("decision_result", consensus, "all", Priority.CRITICAL, RESULT, role_of)
+    assert (way.subject, way.backup is not None) == ("tocsin.v1.deliver.all", True)
+    cli = SpiffeId.service(DOMAIN, ServiceName.CLI, "0")
+    assert refusal("decision_result", cli, "all", Priority.CRITICAL, RESULT) == "sender_not_allowed"
 
 
 @pytest.mark.parametrize(
