@@ -5,7 +5,10 @@ Pure: no I/O and no clock. The default ballot policy rests on it:
 * an option that commands something is supported if its address is the subject of an alert, an incident or
   an assessment that the agent received from **another agent than the proposer**, or of an operator's wish: the
   proposer's own word is what is being voted on;
-* the first such option is voted for, else the first option that does nothing, else nothing (abstain).
+* the first such option is voted for, else the first option that does nothing, else nothing (abstain);
+* where no option commands anything it abstains: a warning says nothing about which of some words is better, and to
+  vote for whatever stands first would let the proposer decide. An agent of your own that knows better answers in its
+  ``on_proposal``.
 
 In a later round the options stand in the order of their support in the round before, which the consensus instances have
 agreed on. The same rule then follows the leading one of the options that the agent has grounds for: agents whose
@@ -23,8 +26,9 @@ from collections.abc import Iterator
 
 from tocsin.contracts.analysis import Assessment
 from tocsin.contracts.base import Message
-from tocsin.contracts.decisions import Proposal
+from tocsin.contracts.decisions import Proposal, QuestionWish
 from tocsin.contracts.observations import Incident
+from tocsin.contracts.response import Command, ResponseWish
 from tocsin.contracts.routing import Coordination, Intelligence, ThreatAlert
 
 MAX_SUBJECTS = 4096
@@ -66,7 +70,7 @@ def subjects(body: Message) -> Iterator[str]:
         if body.finding is not None:
             yield body.finding.subject
         if isinstance(body, ThreatAlert) and body.wish is not None:
-            yield body.wish.command.address
+            yield from (command.address for command in commands(body.wish))
     elif isinstance(body, Incident):
         yield body.primary.subject
         yield from (finding.subject for finding in body.related)
@@ -74,8 +78,17 @@ def subjects(body: Message) -> Iterator[str]:
         yield body.finding.subject
 
 
+def commands(wish: ResponseWish | QuestionWish) -> tuple[Command, ...]:
+    """Return what an operator's wish would have done."""
+    if isinstance(wish, ResponseWish):
+        return (wish.command,)
+    return tuple(option.command for option in wish.options if option.command is not None)
+
+
 def choose(proposal: Proposal, support: Support, *, proposer: str) -> tuple[int | None, str]:
     """Return the option to vote for (None: abstain) and the reason."""
+    if all(option.command is None for option in proposal.options):
+        return None, "no option commands anything, and I have no grounds to choose among words"
     for index, option in enumerate(proposal.options):
         if option.command is None:
             continue

@@ -30,6 +30,8 @@ MAX_CHANGED_SEATS = 256
 MAX_MISCONDUCT = 2
 MAX_VALUES = 255
 """Different choices that a PROPOSE for another round can name: one byte a seat says which was counted."""
+MAX_PROPOSAL_BYTES = 65_536
+"""The envelope of a proposal."""
 MAX_MISSING = 1024
 """Most names in an announcement: with names of 63 characters they fill a quarter of its 256 KiB."""
 
@@ -211,6 +213,20 @@ class Proposal(Message):
     """Where the question is the next epoch: what its first option changes (:mod:`tocsin.evidence.succession`)."""
 
 
+class QuestionWish(Message):
+    """What an operator asks the agents, in an alert of theirs: an admin puts it as a proposal, and they decide."""
+
+    subject: Text
+    options: Annotated[tuple[Option, ...], Field(min_length=2, max_length=MAX_OPTIONS)]
+    """One of them can have a command, where all are asked."""
+    evidence: Annotated[tuple[Text, ...], Field(max_length=31)] = ()
+    """The proposal's has one line more: who asked."""
+    deadline_ms: Annotated[int, Field(ge=100, le=600_000)]
+    """Of a round."""
+    rounds: Round = 1
+    scope: Scope = Scope()
+
+
 class Choice(StrEnum):
     """The kinds of ballot."""
 
@@ -311,7 +327,7 @@ class Shown(Message):
     """What an instance shows another of a decision: one page. All of it is verified on arrival."""
 
     decision: Digest
-    proposal: Annotated[bytes, Field(max_length=MAX_STEP_BYTES * 8)] | None
+    proposal: Annotated[bytes, Field(max_length=MAX_PROPOSAL_BYTES)] | None
     """The proposal's envelope."""
     ballots: Annotated[
         tuple[Annotated[bytes, Field(max_length=16_384)], ...], Field(max_length=MAX_PARTICIPANTS)
@@ -364,3 +380,5 @@ class DecisionAnnounced(Message):
     elapsed_ms: Annotated[float, Field(ge=0)]
     commit: Annotated[tuple[StepBytes, ...], Field(max_length=MAX_INSTANCES)] = ()
     """The Q VOTE2 envelopes: that it is over can be checked, also where it closed without a certificate."""
+    proposal: Annotated[bytes, Field(max_length=MAX_PROPOSAL_BYTES)] = b""
+    """The proposal's envelope: what was asked and by whom, bound to the decision's id, which is its leaf hash."""

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tocsin.contracts.analysis import Assessment
 from tocsin.contracts.base import Digest, Message, MessageId, Name, Nanoseconds, Text
+from tocsin.contracts.decisions import QuestionWish
 from tocsin.contracts.identifiers import Role, Severity
 from tocsin.contracts.inventory import MAX_EXPOSURES, CryptoExposure
 from tocsin.contracts.observations import Finding, Incident, Observations
@@ -35,8 +36,8 @@ class ThreatAlert(Message):
     summary: Text
     finding: Finding | None = None
     order: ResponseOrder | None = None
-    wish: ResponseWish | None = None
-    """An operator's: the command that an admin is to propose."""
+    wish: ResponseWish | QuestionWish | None = None
+    """An operator's: the command, or the question, that an admin is to propose."""
     deadline_s: Annotated[float, Field(ge=0.05, le=MAX_DEADLINE_S)] | None = None
     """For how long an emergency is pursued before its account is closed, in seconds; None: as the router is set."""
 

@@ -425,11 +425,13 @@ def check_proposal(proposal: Evidence[Proposal], epoch: InstalledEpoch) -> Parti
     """Return the seat of a proposal's sender: an admin of the epoch that it names.
 
     Raises:
-        InvalidInputError: ``wrong_epoch``.
+        InvalidInputError: ``wrong_epoch``; ``duplicate_option``: two options have one name.
         UntrustedError: ``not_a_participant``, ``not_an_admin`` or ``wrong_key``.
     """
     if proposal.body.epoch != epoch.digest:
         raise InvalidInputError("the proposal is of another epoch", reason="wrong_epoch")
+    if len({option.name for option in proposal.body.options}) < len(proposal.body.options):
+        raise InvalidInputError("two options of the proposal have one name", reason="duplicate_option")
     if proposal.sender.role is not Role.ADMIN:
         raise UntrustedError(f"{proposal.sender} is no admin", reason="not_an_admin")
     return epoch.seat(proposal.sender, proposal.key_id)

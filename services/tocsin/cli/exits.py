@@ -31,8 +31,8 @@ class Exit(IntEnum):
     USAGE = 2, "The command line is wrong; `--help` shows what is possible."
     NOT_DECIDED = (
         3,
-        "`demo`, `respond`: the agents did not decide (closed, or no quorum in time), or decided otherwise, or nobody "
-        "could act on it.",
+        "`demo`, `respond`, `decision propose`: the agents did not decide (closed, or no quorum in time), or decided "
+        "otherwise, or nobody could act on it.",
     )
     INCOMPLETE = (
         4,

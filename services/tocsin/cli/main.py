@@ -20,7 +20,19 @@ from rich.console import Console
 
 from tocsin.bus import stop_on_signal
 from tocsin.bus.service import VERSION
-from tocsin.cli import authority, doctor, epoch, fleet_commands, incident, ingest, qkd, respond, tail, traps
+from tocsin.cli import (
+    authority,
+    decision,
+    doctor,
+    epoch,
+    fleet_commands,
+    incident,
+    ingest,
+    qkd,
+    respond,
+    tail,
+    traps,
+)
 from tocsin.cli.agents_app import app as agents_app
 from tocsin.cli.exits import Exit
 from tocsin.cli.inspect import INVALID, inspect, parse
@@ -34,7 +46,7 @@ from tocsin.cli.reach import read as _read
 from tocsin.cli.reach import run as _run
 from tocsin.cli.reach import show as _show
 from tocsin.contracts.errors import ConflictError, InvalidInputError, TocsinError
-from tocsin.contracts.identifiers import ServiceName, Severity, SpiffeId
+from tocsin.contracts.identifiers import ServiceName, Severity
 from tocsin.contracts.revocations import RevocationReason
 from tocsin.contracts.routing import MAX_DEADLINE_S, ThreatAlert
 from tocsin.crypto import Authority, TrustStore
@@ -46,10 +58,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-decision_app = typer.Typer(help="Decisions and their certificates.", no_args_is_help=True)
 envelope_app = typer.Typer(help="Envelopes: what travels on the bus.", no_args_is_help=True)
 ca_app = typer.Typer(help="The certificate authority of an installation.", no_args_is_help=True)
-app.add_typer(decision_app, name="decision")
+app.add_typer(decision.app, name="decision")
 app.add_typer(envelope_app, name="envelope")
 app.add_typer(ca_app, name="ca")
 agent_app = typer.Typer(help="Agents of one's own.", no_args_is_help=True)
@@ -277,38 +288,6 @@ def alert_send(
         return Exit.INCOMPLETE if raised.account is not None and not raised.account.complete else Exit.OK
 
     raise typer.Exit(_run(run()))
-
-
-@decision_app.command("verify")
-def decision_verify(
-    file: Annotated[Path, typer.Argument(help="The certificate, or the bundle with its chain.")],
-    root: Annotated[Path, typer.Option(help="The root's certificate, PEM.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was verified as JSON.")] = False,
-) -> None:
-    """Check a decision's certificate offline: no broker, no service, only the root."""
-    from tocsin.evidence.bundle import MAX_BUNDLE_BYTES
-    from tocsin.evidence.verification import verify
-
-    verified = verify(_read(file, most=MAX_BUNDLE_BYTES + 1024), _read(root))
-    if as_json:
-        _show(verified.json())
-        return
-    counted = f"quorum {verified.quorum} of {verified.participants}"
-    tolerant = "yes" if verified.byzantine_tolerant else f"no: {verified.why_not}"
-    domain = SpiffeId.parse(verified.proposer).domain
-    _show(f"valid      {verified.option.text}")
-    _show(f"decision   {verified.decision.hex()}")
-    _show(f"proposed   by {verified.proposer}")
-    _show(f"ballots    {verified.ballots_verified} by distinct participants; {counted}")
-    _show(f"committed  by {len(verified.instances)} of {verified.instances_total} consensus instances")
-    links = (
-        f", decided by a chain of {verified.chain} from the root's"
-        if verified.chain
-        else ", signed by the root"
-    )
-    _show(f"epoch      {verified.epoch} of trust domain {domain}{links}")
-    _show(f"tolerates  {verified.tolerated_faults} hostile agents; Byzantine-tolerant: {tolerant}")
-    _show(f"signatures {verified.signatures_verified} verified in full; revocation {verified.revocation}")
 
 
 @envelope_app.command("inspect")

@@ -82,6 +82,7 @@ def announcement(end: End, certificate: bytes, now_ns: int) -> DecisionAnnounced
         missing=tuple(SpiffeId.parse(who).name for who in end.missing[:MAX_MISSING]),
         elapsed_ms=max(0.0, elapsed_ns / 1e6),
         commit=tuple(data for _, data in sorted(end.commit.votes.items())),
+        proposal=end.proposal.data,
     )
 
 

@@ -98,3 +98,9 @@ def test_the_witnesses_of_one_address_are_bounded() -> None:
     for number in range(MAX_WITNESSES + 5):
         support.note(alert(BAD), sender=f"s{number}")
     assert len(support.witnesses(BAD)) == MAX_WITNESSES
+
+
+def test_where_options_are_words_it_abstains() -> None:
+    index, reason = choose(proposal(None, None), Support(), proposer="admin-01")
+    assert index is None
+    assert "words" in reason

@@ -25,6 +25,7 @@ from functools import partial
 from tocsin.agent.agent import Agent, BallotChoice, InstalledEpoch, rendezvous
 from tocsin.agent.roles.memory import Memory
 from tocsin.agent.roles.patience import patiently
+from tocsin.agent.support import commands
 from tocsin.bus import Context, Sent
 from tocsin.bus.envelope import encode_body
 from tocsin.contracts.analysis import Assessment
@@ -36,6 +37,7 @@ from tocsin.contracts.decisions import (
     Option,
     Outcome,
     Proposal,
+    QuestionWish,
 )
 from tocsin.contracts.errors import DeniedError, TocsinError, UnavailableError
 from tocsin.contracts.identifiers import Kind, Priority, Role, Severity, SpiffeId
@@ -155,6 +157,27 @@ def proposal_of_epoch(
         ),
         deadline_ms=deadline_ms,
         change=change,
+    )
+
+
+def proposal_on_question(wish: QuestionWish, asked: Asked, epoch: bytes) -> Proposal:
+    """Return the proposal of an operator's question; its workflow is the id of the operator's alert.
+
+    Args:
+        wish: What is asked.
+        asked: Who asked, and by which alert.
+        epoch: Leaf hash of the epoch record.
+    """
+    return Proposal(
+        epoch=epoch,
+        workflow=asked.alert,
+        subject=wish.subject,
+        evidence=(f"asked for by {asked.by}", *wish.evidence),
+        assessment=asked.digest,
+        options=wish.options,
+        deadline_ms=wish.deadline_ms,
+        rounds=wish.rounds,
+        scope=wish.scope,
     )
 
 
@@ -286,13 +309,20 @@ class Admin(Agent):
             return
         self.host.spawn(self._conclude(proposed, announced), f"order of {self.name}")
 
-    async def _grant(self, wish: ResponseWish, asked: Asked) -> None:
+    async def _grant(self, wish: ResponseWish | QuestionWish, asked: Asked) -> None:
         """Propose what was asked for, unless an admin before this one has by then."""
         about = {"agent": self.name, "wish": asked.alert.hex(), "by": asked.by}
         await asyncio.sleep(TAKE_OVER_S * turn_of(self.name, asked.alert, self.host.peers(Role.ADMIN)))
-        if asked.alert not in self._proposed and self._enter(asked.alert, wish.command, about):
+        if asked.alert in self._proposed:
+            return
+        command = next(iter(commands(wish)), None)
+        if command is not None and not self._enter(asked.alert, command, about):
+            return
+        if isinstance(wish, ResponseWish):
             make = partial(proposal_on_wish, wish, asked, deadline_ms=self._deadline_ms)
-            await self._propose(asked.alert, wish.command, make, about)
+        else:
+            make = partial(proposal_on_question, wish, asked)
+        await self._propose(asked.alert, command, make, about)
 
     async def _succeed(self, wish: MembershipWish) -> None:
         """Propose what fleet wishes for, unless an admin before this one has by then."""
@@ -333,17 +363,21 @@ class Admin(Agent):
         return why_not is None
 
     async def _propose(
-        self, case: bytes, command: Command, make: Callable[[bytes], Proposal], about: dict[str, str]
+        self, case: bytes, command: Command | None, make: Callable[[bytes], Proposal], about: dict[str, str]
     ) -> None:
         try:
             sent = await self._send_proposal(make)
         except TocsinError as error:
-            self._docket.withdraw(case, command)
+            if command is not None:
+                self._docket.withdraw(case, command)
             self.host.metrics.count("admin.proposals_lost")
             log.exception("proposal_lost", reason=error.reason, detail=str(error), **about)
             return
         self.host.metrics.count("admin.proposals")
-        log.info("proposed", decision=sent.leaf.hex(), action=command.action.value, **about)
+        action = "none" if command is None else command.action.value
+        log.info("proposed", decision=sent.leaf.hex(), action=action, **about)
+        if command is None:
+            return
         self._sent.keep(sent.leaf, Proposed(command, case))
         if (early := self._early.take(sent.leaf)) is not None and self._sent.take(sent.leaf) is not None:
             await self._conclude(Proposed(command, case), early)

@@ -1,0 +1,368 @@
+"""``tocsin decision``: ask the agents, follow a vote, list and show what was decided, keep and check certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from tocsin.agent.epochs import fetch_proof
+from tocsin.agent.protected import parse_address
+from tocsin.bus import Bus
+from tocsin.cli import reach
+from tocsin.cli.decision_asking import Question
+from tocsin.cli.decision_views import (
+    Ended,
+    delivery_view,
+    has_certificate,
+    lines_of,
+    list_lines,
+    verified_lines,
+    view_of,
+)
+from tocsin.cli.decision_watch import watch
+from tocsin.cli.exits import Exit
+from tocsin.cli.reach import DEFAULT_STATE, RemoteOption, StateOption
+from tocsin.cli.respond import parse_duration
+from tocsin.cli.results import delivery_of
+from tocsin.contracts.catalogue import CONSENSUS_DECISION
+from tocsin.contracts.decisions import DecisionAnnounced, Option, Outcome, QuestionWish, Scope
+from tocsin.contracts.errors import ConflictError, InvalidInputError
+from tocsin.contracts.identifiers import Role, SpiffeId
+from tocsin.contracts.response import Action, Command
+from tocsin.contracts.routing import Delivery
+from tocsin.evidence.bundle import MAX_BUNDLE_BYTES
+from tocsin.evidence.verification import verify
+from tocsin.telemetry import configure_logging
+
+NS_PER_S = 1_000_000_000
+KEPT_S = 86_400
+"""An announcement is good for a day; the certificate holds for ever."""
+ACCOUNTED_WITHIN_S = 15.0
+"""A router closes an account after some seconds where somebody is missing."""
+LOOK_S = 0.1
+BEFORE_NS = 60 * NS_PER_S
+"""A result can be told so long before the announcement by the broker's clock."""
+
+app = typer.Typer(help="Decisions and their certificates.", no_args_is_help=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DecisionArgument = Annotated[str, typer.Argument(help="The decision's id, or the beginning of it.")]
+
+
+@app.command()
+def propose(
+    subject: Annotated[str, typer.Argument(help="What is asked, in a line.")],
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="An option: NAME or NAME=TEXT; two to eight of them.")
+    ] = None,
+    deny: Annotated[str | None, typer.Option(help="Ask whether to block this address.")] = None,
+    contain: Annotated[str | None, typer.Option(help="Ask whether to isolate this host of ours.")] = None,
+    lasts: Annotated[str, typer.Option("--for", help="How long a command lasts: 90s, 30m, 1h, 2d.")] = "1h",
+    scope: Annotated[str, typer.Option(help="Whom to ask: all, or role:<role>.")] = "all",
+    mission: Annotated[
+        str | None, typer.Option(help="Ask the members of this mission, named by --member.")
+    ] = None,
+    member: Annotated[list[str] | None, typer.Option("--member", help="A member of the mission.")] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=10, help="Most rounds; the options are refined between.")
+    ] = 3,
+    deadline: Annotated[str, typer.Option(help="How long each round waits for ballots: 5s, 1m.")] = "10s",
+    evidence: Annotated[list[str] | None, typer.Option("--evidence", help="A line of grounds.")] = None,
+    as_json: JsonOption = False,
+    state: StateOption = DEFAULT_STATE,
+    remote: RemoteOption = None,
+) -> None:
+    """Ask the agents to decide; an admin puts it to the vote. Exits with 3 if they do not decide.
+
+    Stock agents have grounds for commands only, and abstain where options are words: those of your own answer in their
+    `on_proposal`.
+    """
+    wish = question(
+        subject,
+        options_from(option or [], deny, contain, lasts),
+        scope_from(scope, mission, member or []),
+        rounds=rounds,
+        deadline_ms=1000 * parse_duration(deadline),
+        evidence=tuple(evidence or ()),
+    )
+
+    async def work() -> Exit:
+        configure_logging("decision", level="error")
+        async with reach.bus(state, remote) as bus:
+            ended = await Question(bus, wish).ask(within_s=wish.rounds * wish.deadline_ms / 1000 + 30)
+            delivery = await until_accounted(bus, ended)
+        if as_json:
+            reach.show(json.dumps(view_of(ended) | {"delivery": delivery_view(delivery)}, indent=2))
+        else:
+            reach.show("\n".join(lines_of(ended, delivery)))
+        return Exit.OK if ended.announced.outcome is Outcome.DECIDED else Exit.NOT_DECIDED
+
+    raise typer.Exit(reach.run(work()))
+
+
+@app.command("watch")
+def watch_command(
+    decision: Annotated[
+        str | None, typer.Argument(help="Only this decision, by the beginning of its id.")
+    ] = None,
+    state: StateOption = DEFAULT_STATE,
+    remote: RemoteOption = None,
+) -> None:
+    """Follow votes as they happen: proposals, ballots, rounds, the instances' views, outcomes. Ctrl-C ends it."""
+
+    async def work() -> Exit:
+        configure_logging("decision", level="error")
+        async with reach.bus(state, remote) as bus:
+            await watch(bus, (decision or "").lower(), reach.show)
+        return Exit.OK
+
+    raise typer.Exit(reach.run(work()))
+
+
+@app.command("list")
+def list_command(
+    outcome: Annotated[Outcome | None, typer.Option(help="Only decisions that ended so.")] = None,
+    since: Annotated[str, typer.Option(help="How far back: 30m, 6h, 1d.")] = "1d",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most, the youngest first.")] = 20,
+    as_json: JsonOption = False,
+    state: StateOption = DEFAULT_STATE,
+    remote: RemoteOption = None,
+) -> None:
+    """List what was decided in the last day, the youngest first."""
+    since_s = min(parse_duration(since), KEPT_S)
+
+    async def work() -> Exit:
+        configure_logging("decision", level="error")
+        async with reach.bus(state, remote) as bus:
+            found = await decisions(bus, since_s=since_s)
+        chosen = [one for one in found if outcome in {None, one.announced.outcome}]
+        shown = chosen[:limit]
+        if as_json:
+            reach.show(json.dumps([view_of(one) for one in shown], indent=2))
+        else:
+            reach.show("\n".join(list_lines(shown, total=len(chosen))))
+        return Exit.OK
+
+    raise typer.Exit(reach.run(work()))
+
+
+@app.command("show")
+def show_command(
+    decision: DecisionArgument,
+    as_json: JsonOption = False,
+    state: StateOption = DEFAULT_STATE,
+    remote: RemoteOption = None,
+) -> None:
+    """Show a decision of the last day: what was asked, how it ended, and who has the result."""
+
+    async def work() -> Exit:
+        configure_logging("decision", level="error")
+        async with reach.bus(state, remote) as bus:
+            one = await find(bus, decision)
+            delivery = await delivery_of(bus, one.announced.decision, since_ns=one.ended_ns - BEFORE_NS)
+        if as_json:
+            reach.show(json.dumps(view_of(one) | {"delivery": delivery_view(delivery)}, indent=2))
+        else:
+            reach.show("\n".join(lines_of(one, delivery)))
+        return Exit.OK
+
+    raise typer.Exit(reach.run(work()))
+
+
+@app.command()
+def export(
+    decision: DecisionArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; <id>.decision if not given.")
+    ] = None,
+    view: Annotated[Path | None, typer.Option("--view", help="Also write the JSON view for auditors.")] = None,
+    state: StateOption = DEFAULT_STATE,
+    remote: RemoteOption = None,
+) -> None:
+    """Write a decision's certificate, verified, with the chain of epochs that it needs; nothing is overwritten."""
+
+    async def work() -> Exit:
+        configure_logging("decision", level="error")
+        async with reach.bus(state, remote) as bus:
+            one = await find(bus, decision)
+            if not has_certificate(one.announced):
+                raise InvalidInputError(
+                    f"it ended {one.announced.outcome.value}: there is no certificate, since nothing was decided",
+                    reason="nothing_decided",
+                    advice="tocsin decision show says how it ended",
+                )
+            data = await fetch_proof(bus, one.announced.decision)
+            verified = verify(data, bus.credentials.root_pem)
+        file = output or Path(f"{verified.decision.hex()[:16]}.decision")
+        _write(file, data)
+        if view is not None:
+            _write(view, verified.json().encode() + b"\n")
+        reach.show(f"{file}: {len(data)} bytes; check it with: tocsin decision verify {file} --root ca.pem")
+        return Exit.OK
+
+    raise typer.Exit(reach.run(work()))
+
+
+@app.command("verify")
+def verify_command(
+    file: Annotated[Path, typer.Argument(help="The certificate, with its chain of epochs where it has one.")],
+    root: Annotated[Path, typer.Option(help="The trust root's certificate, PEM.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON view for auditors.")] = False,
+) -> None:
+    """Check a decision's certificate offline: no broker, no service, only the root."""
+    verified = verify(reach.read(file, most=MAX_BUNDLE_BYTES + 1024), reach.read(root))
+    if as_json:
+        reach.show(verified.json())
+    else:
+        reach.show("\n".join(verified_lines(verified, SpiffeId.parse(verified.proposer).domain)))
+
+
+# --- From arguments -----------------------------------------------------------------------------
+
+
+def options_from(named: list[str], deny: str | None, contain: str | None, lasts: str) -> tuple[Option, ...]:
+    """Return the options of a question.
+
+    Raises:
+        InvalidInputError: ``bad_options``, ``bad_address`` or ``bad_duration``.
+    """
+    if deny is not None and contain is not None:
+        raise InvalidInputError("ask about one command at a time", reason="bad_options")
+    options = []
+    if (address := deny or contain) is not None:
+        action = Action.DENY if deny is not None else Action.CONTAIN
+        command = Command(action=action, address=str(parse_address(address)), duration_s=parse_duration(lasts))
+        options.append(
+            Option(name=action.value, command=command, text=f"{action.value} {command.address} for {lasts}")
+        )
+        if not named:
+            options.append(Option(name="observe", command=None, text=f"do nothing about {command.address}"))
+    for text in named:
+        name, _, said = text.partition("=")
+        try:
+            options.append(Option(name=name.strip(), command=None, text=(said or name).strip()))
+        except ValueError:
+            raise InvalidInputError(
+                f"{name[:40]!r} is no name of an option: lower case, digits and dashes", reason="bad_options"
+            ) from None
+    if len(options) < 2:
+        raise InvalidInputError("a question has two options at least", reason="bad_options")
+    return tuple(options)
+
+
+def scope_from(scope: str, mission: str | None, members: list[str]) -> Scope:
+    """Return whom a question is for.
+
+    Raises:
+        InvalidInputError: ``bad_scope``.
+    """
+    kind, _, role = scope.partition(":")
+    try:
+        if mission is not None:
+            return Scope(mission=mission, members=tuple(sorted(set(members))))
+        if kind == "role":
+            return Scope(role=Role(role))
+    except ValueError:
+        kind = ""
+    if kind != "all" or members:
+        raise InvalidInputError(
+            "a scope is all, role:<role>, or a mission with its members", reason="bad_scope"
+        )
+    return Scope()
+
+
+def question(
+    subject: str,
+    options: tuple[Option, ...],
+    scope: Scope,
+    *,
+    rounds: int,
+    deadline_ms: int,
+    evidence: tuple[str, ...],
+) -> QuestionWish:
+    """Return an operator's question.
+
+    Raises:
+        InvalidInputError: ``bad_question``.
+    """
+    try:
+        return QuestionWish(
+            subject=subject,
+            options=options,
+            evidence=evidence,
+            deadline_ms=deadline_ms,
+            rounds=rounds,
+            scope=scope,
+        )
+    except ValueError as error:
+        raise InvalidInputError(
+            "no question: its texts have at most 512 characters, and there are at most 8 options, 31 lines of evidence "
+            "and 10 minutes for a round",
+            reason="bad_question",
+        ) from error
+
+
+# --- What was decided ---------------------------------------------------------------------------
+
+
+async def decisions(bus: Bus, *, since_s: float) -> list[Ended]:
+    """Return what was announced lately, the youngest first; of a decision that was announced twice the first."""
+    start_ns = time.time_ns() - int(since_s * NS_PER_S)
+    found: dict[bytes, Ended] = {}
+    for stored in await bus.reader(CONSENSUS_DECISION, start_ns=start_ns).read():
+        announced = cast("DecisionAnnounced", stored.body)
+        ended = Ended(announced, stored.context.content.issued_at, stored.context.sender.name)
+        found.setdefault(announced.decision, ended)
+    return sorted(found.values(), key=lambda one: -one.ended_ns)
+
+
+async def until_accounted(bus: Bus, ended: Ended) -> Delivery | None:
+    """Return who has a result that has just gone out; None if no router says so in time."""
+    for _ in range(int(ACCOUNTED_WITHIN_S / LOOK_S)):
+        found = await delivery_of(bus, ended.announced.decision, since_ns=ended.ended_ns - BEFORE_NS)
+        if found is not None:
+            return found
+        await asyncio.sleep(LOOK_S)
+    return None
+
+
+async def find(bus: Bus, prefix: str) -> Ended:
+    """Return the decision whose id begins so.
+
+    Raises:
+        InvalidInputError: ``bad_decision``, ``no_such_decision`` or ``ambiguous``.
+    """
+    wanted = prefix.strip().lower()
+    if not wanted or len(wanted) > 64 or set(wanted) - set("0123456789abcdef"):
+        raise InvalidInputError(f"{prefix[:80]!r} is no id of a decision", reason="bad_decision")
+    found = [
+        one for one in await decisions(bus, since_s=KEPT_S) if one.announced.decision.hex().startswith(wanted)
+    ]
+    if not found:
+        raise InvalidInputError(
+            f"no decision of the last day begins with {wanted}",
+            reason="no_such_decision",
+            advice="tocsin decision list shows them",
+        )
+    if len(found) > 1:
+        raise InvalidInputError(
+            f"{len(found)} decisions begin with {wanted}: say more of the id", reason="ambiguous"
+        )
+    return found[0]
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError as error:
+        raise ConflictError(
+            f"{path} exists already", reason="file_exists", advice="choose another name"
+        ) from error
+    except OSError as error:
+        raise InvalidInputError(f"cannot write {path}: {error.strerror}", reason="not_writable") from error
