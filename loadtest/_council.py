@@ -251,6 +251,8 @@ async def council(
             for worker in workers:
                 await worker.ready()
             await found.listen()
+            # Results go out through it, as they do in a system; nobody here is due to confirm them.
+            await stack.enter_async_context(system.routers(1))
             found.epoch = await _install_epoch(system, seats)
             yield found
             await supervisor.stop()

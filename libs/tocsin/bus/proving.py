@@ -33,7 +33,7 @@ Needed: TypeAlias = Callable[[str], bool]
 GATHER_S = 0.004
 """Under load, so long lies between two groups: a process that is woken for every message spends more on waking,
 with cold caches, than on the message. Emergencies are not gathered."""
-GROUP = 64
+GROUP = 32
 """Most envelopes of one group: the event loop is given back after a millisecond or two of handing them on, and what is
 not needed any more after that is dropped while it still costs nothing."""
 SPLIT = 8

@@ -107,6 +107,8 @@ class Carrier:
             for effect, sent in zip(casts, signed, strict=True):
                 voted = Voted(effect.vote, self.bus.id, self._own_key_id, sent.data)
                 effects += self.protocol.signed(voted, time.time_ns())
+        # What follows from own steps that are not on the disk yet is prepared meanwhile, and let out afterwards.
+        prepared = {end.decision: self._prepare(end) for end in others if isinstance(end, End)}
         kept = [entry for effect in opened for entry in self.keeping.opened(effect, self._key_of)]
         kept += self.keeping.entries([(effect, sent.data) for effect, sent in cast], self._key_of)
         if kept:
@@ -114,7 +116,10 @@ class Carrier:
         for effect, sent in cast:
             await self._send_step(effect.vote.decision, sent)
         for other in others:
-            await self._let_out(other)
+            if isinstance(other, End):
+                await self._finish(other, *prepared[other.decision])
+            else:
+                await self._let_out(other)
 
     async def _let_out(self, effect: Effect) -> None:
         if isinstance(effect, Accuse):
@@ -133,8 +138,6 @@ class Carrier:
         elif isinstance(effect, Forget):
             self.keeping.forget(effect.decision)
             await self.persist(self.log.keep_end(effect.decision, effect.until_ns))
-        elif isinstance(effect, End):
-            await self._finish(effect)
 
     async def _sign(self, effect: CastVote) -> Sent:
         return await self.bus.make(VOTE, effect.vote, audience=CONSENSUS_AUDIENCE)
@@ -214,11 +217,14 @@ class Carrier:
 
         await self._until_taken(publish)
 
-    async def _finish(self, end: End) -> None:
-        """Make the certificate, check it as anyone would, keep it, announce the decision."""
+    def _prepare(self, end: End) -> tuple[bytes, asyncio.Future[None]]:
+        """Make the certificate of what was decided, and begin to check it as anyone would."""
         certificate = certificate_of(end, self._key_of) if end.outcome is Outcome.DECIDED else b""
-        # It is verified while what it holds is written down and stored, and announced once all of that has succeeded.
-        await asyncio.gather(self._store(end, certificate), self._verify(end, certificate))
+        return certificate, asyncio.ensure_future(self._verify(end, certificate))
+
+    async def _finish(self, end: End, certificate: bytes, verified: asyncio.Future[None]) -> None:
+        """Keep the certificate, and announce the decision once it has turned out to hold."""
+        await asyncio.gather(self._store(end, certificate), verified)
         await self._go_on_from(end)
         announced = announcement(end, certificate, time.time_ns())
 
