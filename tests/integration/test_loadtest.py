@@ -285,6 +285,14 @@ def test_missions_are_coordinated_and_their_efficiency_is_told() -> None:
     assert results["first"]["missions"] == 1
 
 
+def test_refinement_decides_split_votes_that_would_stay_split() -> None:
+    parsed = report("refinement.py", "--agents", "30", "--votes", "10", "--options", "3,8")
+    points = parsed["results"]["points"]
+    assert [(point["options"], point["split"]) for point in points] == [(3, 10)] * 5 + [(8, 10)] * 5
+    assert all(0 <= point["decided_share_without"] <= point["decided_share"] <= 1 for point in points)
+    assert points[-1]["decided_share"] > points[-1]["decided_share_without"]
+
+
 @pytest.mark.slow
 def test_decisions_are_made_though_some_agents_are_hostile_and_leaders_die() -> None:
     parsed = report(
