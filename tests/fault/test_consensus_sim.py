@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from consensus_world import Double, SmallQuorum, Unlocked, ViolationError, World
+from consensus_world import Credulous, Double, SmallQuorum, Unlocked, ViolationError, World
 
 from tocsin.consensus.slot import Slot
 
@@ -20,17 +20,20 @@ MUTANT_SEEDS = 1_000
 @pytest.mark.parametrize("hostile", [0, 1])
 def test_up_to_g_hostile_instances_bend_nothing(hostile: int) -> None:
     """Agreement, validity, certificates that verify, no honest one framed, an end once the network heals."""
-    announced = accused = later_views = 0
+    announced = accused = later_views = later_rounds = 0
     for seed in range(EACH):
         world = World(seed, hostile=hostile).run()
         world.check()
         announced += len(world.announced)
         accused += len(world.accused)
-        later_views += any(end.commit.view > 1 for ends in world.announced.values() for end in ends)
+        ends = [end for ends in world.announced.values() for end in ends]
+        later_views += any(end.commit.view > 1 for end in ends)
+        later_rounds += any(end.opening.question.round > 1 for end in ends)
     # That the schedules are no walk in the park.
     assert announced >= EACH
     assert accused > EACH // 4
     assert later_views > EACH // 20
+    assert later_rounds > EACH // 10
 
 
 @pytest.mark.timeout(600)
@@ -49,6 +52,17 @@ def test_a_mutant_is_found(mutant: type[Slot]) -> None:
     def breaks(seed: int) -> bool:
         try:
             World(seed, hostile=1, make_slot=mutant).run().check()
+        except ViolationError:
+            return True
+        return False
+
+    assert any(breaks(seed) for seed in range(MUTANT_SEEDS))
+
+
+def test_a_next_round_that_is_not_recomputed_is_found() -> None:
+    def breaks(seed: int) -> bool:
+        try:
+            World(seed, hostile=1, make_round=Credulous).run().check()
         except ViolationError:
             return True
         return False
