@@ -731,13 +731,13 @@ class World:
             needed = {r.key_id for r in ballots} | {end.proposal.key_id}
             needed |= {self.epoch.instances[who].key_id for who in end.commit.votes} | end.opening.signers
             certificate = DecisionCertificate(
-                self.epoch.data,
-                end.proposal.data,
-                tuple(r.data for r in ballots),
-                votes,
-                tuple(self.keys[one] for one in sorted(needed)),
-                end.opening.encoded_options,
-                end.opening.before,
+                epoch=self.epoch.data,
+                proposal=end.proposal.data,
+                options=end.opening.encoded_options,
+                before=end.opening.before,
+                ballots=tuple(r.data for r in ballots),
+                votes=votes,
+                keys=tuple(self.keys[one] for one in sorted(needed)),
             )
             case = _Case(DecisionCertificate.decode(certificate.encode()), self.epoch)
             verifiers = _verifiers(certificate, case, BACKEND)  # type: ignore[arg-type]
