@@ -371,6 +371,9 @@ class Round:
             return self.ended() is None and commit.value not in self.following
         if (value := self.slot.waiting) is not None:
             return value not in self._closes
+        # Also once the view is over: the next leader may have counted the same ballots.
+        if self.closing and any(not c.refused and c.value not in self.following for c in self._claims.values()):
+            return True
         few = self.closing and not self.last and len(self.tally.single) < self._enough
         return self._others_wait and (few or not self.ready)
 
