@@ -66,13 +66,16 @@ class Host:
     caster: BallotCaster
     proposals: list[tuple[Proposal, Context]] = field(default_factory=list)
     opened: list[RoundOpened] = field(default_factory=list)
+    tellers: list[str] = field(default_factory=list)
+    """Who has told of each of these."""
 
     async def listen(self) -> None:
         async def on_proposal(body: Proposal, context: Context) -> None:
             self.proposals.append((body, context))
 
-        async def on_round(body: RoundOpened, _: Context) -> None:
+        async def on_round(body: RoundOpened, context: Context) -> None:
             self.opened.append(body)
+            self.tellers.append(str(context.sender))
 
         await self.bus.subscribe(DELIVER_ALL, on_proposal)
         await self.bus.subscribe(CONSENSUS_ROUND, on_round)

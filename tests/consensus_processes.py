@@ -71,9 +71,9 @@ async def all_ready(fleet: Fleet) -> None:
 
 
 def assert_each_step_was_signed_once(fleet: Fleet) -> None:
-    """Whatever was killed when: one envelope for each instance, decision, step and view, sent as often as need be."""
-    signed: dict[tuple[str, bytes, Step, int], set[bytes]] = {}
+    """Whatever was killed when: one envelope for each instance and step of a view, sent as often as need be."""
+    signed: dict[tuple[str, bytes, int, Step, int], set[bytes]] = {}
     for (vote, data), who in zip(fleet.votes, fleet.voters, strict=True):
-        signed.setdefault((who, vote.decision, vote.step, vote.view), set()).add(data)
+        signed.setdefault((who, vote.decision, vote.round, vote.step, vote.view), set()).add(data)
     assert signed
     assert all(len(envelopes) == 1 for envelopes in signed.values())

@@ -71,6 +71,35 @@ async def test_instances_killed_at_each_step_of_a_decision_sign_nothing_twice(fl
 
 
 @pytest.mark.timeout(240)
+async def test_instances_killed_between_two_rounds_go_on_in_the_second(fleet: Fleet) -> None:
+    """All are killed as soon as agents are told of round 2; another time the one that told them."""
+    with processes(fleet) as running:
+        for number in range(INSTANCES):
+            running.start(number)
+        await all_ready(fleet)
+        await fleet.begin()
+        for victims in (range(INSTANCES), None):
+            decision = await fleet.propose(deadline_ms=60_000, rounds=3)
+            first = await fleet.asked(decision, 1)
+            for host, choice in zip(fleet.hosts, ("deny", "deny", "wait", "wait"), strict=True):
+                await host.ballot_in(first, choice)
+            second = await fleet.asked(decision, 2, within_s=WITHIN_S)
+            teller = list(map(str, fleet.instances)).index(fleet.hosts[0].tellers[-1])
+            for number in victims or (teller,):
+                running.kill(number)
+            for number in victims or (teller,):
+                running.start(number)
+            await all_ready(fleet)
+            # Ballots that nobody was there to hear are sent again, as after any loss.
+            for host in fleet.hosts:
+                await host.ballot_in(second, "wait")
+            announced = await fleet.outcome(decision, within_s=WITHIN_S)
+            assert (announced.outcome, announced.round) == (Outcome.DECIDED, 2)
+            await decided(fleet, decision)
+        assert_each_step_was_signed_once(fleet)
+
+
+@pytest.mark.timeout(240)
 async def test_all_instances_killed_and_the_broker_restarted_midway(fleet: Fleet) -> None:
     """Two instances alone vote and time out; then everything dies, and four come back from their logs."""
     with processes(fleet) as running:

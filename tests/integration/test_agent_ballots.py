@@ -15,15 +15,19 @@ from tocsin.contracts.catalogue import (
     CONSENSUS_EPOCH,
     CONSENSUS_EPOCHS,
     CONSENSUS_PROPOSAL,
+    CONSENSUS_ROUND,
     DELIVER_ALL,
+    ROUND_OPENED,
     THREAT_ALERT,
+    VOTE,
 )
-from tocsin.contracts.decisions import Ballot, Option, Proposal
+from tocsin.contracts.decisions import Ballot, Option, Proposal, RoundOpened, Step, Vote
 from tocsin.contracts.identifiers import Role, ServiceName, Severity
 from tocsin.contracts.observations import Finding, FindingKind, Technique
 from tocsin.contracts.response import Action, Command
 from tocsin.contracts.routing import ThreatAlert
 from tocsin.crypto import Authority, leaf_hash, sign_batch
+from tocsin.evidence.choices import Question
 from tocsin.evidence.epochs import make_epoch
 
 AGENTS = [
@@ -119,8 +123,33 @@ class Decider:
         await self.say(sent)
         return sent
 
-    def chosen(self, decision: bytes) -> dict[str, int | None]:
-        return {c.sender.name: b.option for b, c in self.ballots if b.decision == decision}
+    def chosen(self, decision: bytes, round_number: int = 1) -> dict[str, int | None]:
+        there = (decision, round_number)
+        return {c.sender.name: b.option for b, c in self.ballots if (b.decision, b.round) == there}
+
+    async def tell(
+        self, first: Question, epoch: bytes, options: tuple[Option, ...], committed: tuple[Option, ...]
+    ) -> None:
+        """Tell of the second round, with a commit of the only instance."""
+        vote = Vote(
+            step=Step.VOTE2,
+            epoch=epoch,
+            decision=first.decision,
+            round=1,
+            view=1,
+            value=first.next(committed),
+        )
+        sent = await self.consensus.make(VOTE, vote, audience="service.consensus")
+        opened = RoundOpened(
+            epoch=epoch,
+            decision=first.decision,
+            round=2,
+            options=options,
+            commit=(sent.data,),
+            keys=(self.consensus.credentials.key.signer.public_key,),
+        )
+        at = {"decision": first.decision.hex()}
+        await self.consensus.publish(CONSENSUS_ROUND, ROUND_OPENED, opened, audience="all", at=at)
 
 
 async def decider(world: World, fleet: FleetWorld) -> Decider:
@@ -189,4 +218,38 @@ async def test_a_proposal_of_another_epoch_gets_no_ballot(world: World) -> None:
         d = await decider(world, fleet)
         await d.propose(proposal(bytes(32), BAD))
         await eventually(lambda: d.host.metrics.counter("ballots_withheld.by_choice") == len(AGENTS))
+        assert d.ballots == []
+
+
+async def test_agents_ballot_again_when_a_further_round_is_committed_and_not_before(world: World) -> None:
+    """They have been warned since, and choose anew; told once more, they send the same bytes."""
+    async with FleetWorld(world, tokens_for("h1", AGENTS), world.folder) as fleet:
+        d = await decider(world, fleet)
+        epoch = await d.install(created_ns=time.time_ns())
+        await eventually(lambda: d.host.epoch is not None)
+        body = proposal(epoch, BAD).model_copy(update={"rounds": 2})
+        decision = (await d.propose(body)).leaf
+        await eventually(lambda: d.chosen(decision) == dict.fromkeys(SEATED, 1))
+        first = Question.first(decision, body)
+        sentinel = d.host.agents["sentinel-01"].id
+        await d.say(await d.host._bus.make(THREAT_ALERT, alert_about(BAD), audience="all", sender=sentinel))
+        turned = body.options[::-1]
+        await d.tell(first, epoch, body.options, committed=turned)
+        await eventually(lambda: d.host.metrics.counter("handler_refusals.wrong_options") == 1)
+        assert d.chosen(decision, 2) == {}
+        await d.tell(first, epoch, turned, committed=turned)
+        await eventually(lambda: d.chosen(decision, 2) == dict.fromkeys(SEATED, 1))
+        await d.tell(first, epoch, turned, committed=turned)
+        await eventually(lambda: sum(b.round == 2 for b, _ in d.ballots) == 2 * len(SEATED))
+        assert len({c.data for b, c in d.ballots if b.round == 2}) == len(SEATED)
+
+
+async def test_a_round_of_a_decision_that_a_host_does_not_know_asks_nobody(world: World) -> None:
+    async with FleetWorld(world, tokens_for("h1", AGENTS), world.folder) as fleet:
+        d = await decider(world, fleet)
+        epoch = await d.install(created_ns=time.time_ns())
+        await eventually(lambda: d.host.epoch is not None)
+        options = proposal(epoch, BAD).options
+        await d.tell(Question(bytes(32), 1, options), epoch, options, committed=options)
+        await eventually(lambda: d.host.metrics.counter("rounds_of_unknown_decisions") == 1)
         assert d.ballots == []
