@@ -83,6 +83,14 @@ def test_a_committee_takes_no_counter_proposal_that_commands() -> None:
     assert set(refine(v1, chosen, TEN)) == {*NEW, *v1}
 
 
+def test_no_two_options_have_one_name() -> None:
+    v1 = (ACTS[0], WAITS[0])
+    posing = WAITS[1].model_copy(update={"name": ACTS[0].name})
+    assert refine(v1, [*[posing] * 6, *[0] * 2, *[1] * 2], TEN) == v1
+    two = [NEW[0], NEW[0].model_copy(update={"text": "Watch it closely"})]
+    assert refine(v1, [*[two[0]] * 4, *[two[1]] * 5, 0], TEN) == (two[1], *v1)
+
+
 def test_what_is_an_option_already_comes_in_no_second_time() -> None:
     v1 = (ACTS[0], WAITS[0])
     assert refine(v1, [*[WAITS[0]] * 5, *[0] * 5], TEN) == v1
@@ -118,7 +126,7 @@ def test_bounds_always_hold(asked: tuple[tuple[Option, ...], list[Chosen], Quoru
     v, chosen, quorum = asked
     after = refine(v, chosen, quorum)
     assert LEFT <= len(after) <= MAX_OPTIONS
-    assert len(set(after)) == len(after)
+    assert len({option.name for option in after}) == len(after)
     for option in set(after) - set(v):
         assert chosen.count(option) > quorum.tolerated_faults
     if any(option.command is None for option in v):

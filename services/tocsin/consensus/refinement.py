@@ -7,9 +7,10 @@ The rule, for a committee of n participants with f = (n - 1) // 3:
    together as long as they have, all of them, less than the next one ("batch elimination": one after the
    other they would go before it in any case); else the one with least goes, of equals the later in v_r. Of the options
    that command nothing the best supported one never goes: whoever wants no action can always say so.
-3. Counter-proposals come in that are the same byte for byte, are no option of v_r, and are made by more than f
-   participants, hence by an honest one; those of most support first, of equals the lower digest. There are three
-   at most; a committee that can command nothing takes none that commands. At most :data:`MAX_OPTIONS` options in all.
+3. Counter-proposals come in that are the same byte for byte, have the name of no option of v_r, and are made by more
+   than f participants, hence by an honest one; those of most support first, of equals the lower digest. There are
+   three at most; a committee that can command nothing takes none that commands. At most :data:`MAX_OPTIONS` options
+   in all, and no two of one name.
 4. v_{r+1} is sorted by support, of equals the earlier in v_r first, and new ones after old ones. The order is what
    agents are told of the round before: it is agreed on, as a tally of one instance's would not be.
 
@@ -50,18 +51,19 @@ def refine(
         return tuple(options)
     support = [counts[index] for index in range(len(options))]
     staying = _run_off(options, support)
-    present = set(options)
     new = [
         (-count, option_digest(choice), choice)
         for choice, count in counts.items()
         if isinstance(choice, Option)
         and count > quorum.tolerated_faults
-        and choice not in present
         and (commands or choice.command is None)
     ]
-    joining = [(count, option) for count, _, option in sorted(new, key=lambda one: one[:2])]
     ranked = [(-support[index], options[index]) for index in staying]
-    ranked += joining[: MAX_OPTIONS - len(staying)]
+    names = {option.name for option in options}
+    for rank, _, option in sorted(new, key=lambda one: one[:2]):
+        if option.name not in names and len(ranked) < MAX_OPTIONS:
+            names.add(option.name)
+            ranked.append((rank, option))
     # Sorting is stable: equals keep their order in v_r, and new ones stand behind old ones.
     return tuple(option for _, option in sorted(ranked, key=lambda one: one[0]))
 
