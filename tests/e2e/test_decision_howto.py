@@ -73,7 +73,10 @@ def test_every_command_of_the_page_does_what_the_page_says(state: Path, tmp_path
         assert ended["delivery"]["complete"]
     finally:
         watching.send_signal(signal.SIGINT)
-        heard, _ = watching.communicate(timeout=20)
+        try:
+            heard, _ = watching.communicate(timeout=20)
+        finally:
+            watching.kill()
     decision = asked.stdout.split()[1]
     assert f"{decision[:16]}  ended     decided: deny" in heard
     assert "round     2" in heard

@@ -12,7 +12,7 @@ import typer
 
 from tocsin.agent.epochs import fetch_proof
 from tocsin.agent.protected import parse_address
-from tocsin.bus import Bus
+from tocsin.bus import Bus, stop_on_signal
 from tocsin.cli import reach
 from tocsin.cli.decision_asking import Question
 from tocsin.cli.decision_views import (
@@ -118,7 +118,7 @@ def watch_command(
     async def work() -> Exit:
         configure_logging("decision", level="error")
         async with reach.bus(state, remote) as bus:
-            await watch(bus, (decision or "").lower(), reach.show)
+            await watch(bus, (decision or "").lower(), reach.show, stop_on_signal())
         return Exit.OK
 
     raise typer.Exit(reach.run(work()))

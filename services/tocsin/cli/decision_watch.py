@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -115,14 +116,16 @@ class Watcher:
         self._say(f"{decision.hex()[:SHORT]}  {what:<9} {text}")
 
 
-async def watch(bus: Bus, prefix: str, say: Say) -> None:
-    """Say what happens until cancelled."""
+async def watch(bus: Bus, prefix: str, say: Say, until: asyncio.Event) -> None:
+    """Say what happens until the event is set."""
     watcher = Watcher(prefix, say)
     await bus.subscribe(DELIVER_ALL, watcher.proposed)
     await bus.subscribe(CONSENSUS_BALLOT, watcher.balloted)
     await bus.subscribe(CONSENSUS_VOTE, watcher.voted, again=True)
     await bus.subscribe(CONSENSUS_ROUND, watcher.opened)
     await bus.subscribe(CONSENSUS_DECISION, watcher.ended)
-    while True:
-        await asyncio.sleep(GATHER_S)
+    while not until.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_S):
+                await until.wait()
         watcher.sum_up()
