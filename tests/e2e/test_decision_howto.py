@@ -63,6 +63,8 @@ def test_every_command_of_the_page_does_what_the_page_says(state: Path, tmp_path
         [*TOCSIN, *commands[6], "--state", str(state)], stdout=subprocess.PIPE, text=True, cwd=tmp_path
     )
     try:
+        assert watching.stdout is not None
+        assert watching.stdout.readline().startswith("watching")
         asked = run(commands[0], state, tmp_path)
         assert asked.returncode == 0, (asked.stdout, asked.stderr)
         assert "16 of 16 agents have confirmed the result" in asked.stdout

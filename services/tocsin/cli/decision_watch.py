@@ -124,6 +124,7 @@ async def watch(bus: Bus, prefix: str, say: Say, until: asyncio.Event) -> None:
     await bus.subscribe(CONSENSUS_VOTE, watcher.voted, again=True)
     await bus.subscribe(CONSENSUS_ROUND, watcher.opened)
     await bus.subscribe(CONSENSUS_DECISION, watcher.ended)
+    say("watching; Ctrl-C ends it")
     while not until.is_set():
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GATHER_S):
