@@ -107,8 +107,12 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_alerted_twice(
     incidents = [line["incident"] for line in written(folder, "hunter-01.incidents.jsonl")]
     assert len(incidents) == len(set(incidents))
     assert not [line for line in written(folder, "sentinel-01.alerts.jsonl") if "loss" in line]
-    printed = [json.loads(line) for n in range(3) for line in (tmp_path / f"said-{n}").read_text().splitlines()]
-    assert {line["alert"] for line in printed if "alert" in line} == set(names)
+    said = [line for n in range(3) for line in (tmp_path / f"said-{n}").read_text().splitlines(keepends=True)]
+    # What was being printed when it was killed, twice, may be torn; the files are not.
+    printed = [json.loads(line) for line in said if line.endswith("\n")]
+    told = {line["alert"] for line in printed if "alert" in line}
+    assert told <= set(names)
+    assert len(told) >= len(names) - 2
 
 
 def test_another_hosts_sentinel_joins_and_its_alerts_become_an_incident_here(

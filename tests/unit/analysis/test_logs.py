@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import SHARED
 
@@ -189,6 +189,7 @@ KEYS = (
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine the first draws are
 @given(
     st.dictionaries(st.sampled_from(KEYS), JSON, max_size=12),
     st.sampled_from(
