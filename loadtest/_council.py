@@ -242,8 +242,6 @@ async def council(
                     signature_backend=fleet.options.backend.name,
                     max_open_decisions=str(max(256, concurrent)),
                     max_open_per_proposer=str(max(64, concurrent)),
-                    # Ballots of many decisions overtake their proposals.
-                    max_held_per_agent=str(min(64, max(4, concurrent))),
                     log_level="warning",
                 )
             found = Council(
