@@ -200,8 +200,11 @@ async def test_work_that_takes_longer_than_its_ack_wait_is_done_once(world: Worl
     await router.event(EVENT_REFUSAL, refusal(0))
     await monitor.consume(EVENT, slow, durable="long", ack_wait_s=0.6)
     await eventually(lambda: ended == 1)
+    async with asyncio.timeout(10):  # the acknowledgement follows the handler's end
+        while await ack_pending(router, "long"):
+            await asyncio.sleep(0.01)
     info = await router.connection.js.consumer_info("EVENTS", "long")
-    assert (begun, info.num_redelivered, info.num_ack_pending) == (1, 0, 0)
+    assert (begun, info.num_redelivered) == (1, 0)
 
 
 async def test_what_a_killed_consumer_held_comes_again_after_its_ack_wait(world: World) -> None:
