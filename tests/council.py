@@ -174,8 +174,10 @@ class Council:
         *,
         view: int = 1,
         step: Step = Step.VOTE2,
+        round_number: int = 1,
     ) -> bytes:
-        body = Vote(step=step, epoch=self.epoch.digest, decision=decision, round=1, view=view, value=value)
+        epoch = self.epoch.digest
+        body = Vote(step=step, epoch=epoch, decision=decision, round=round_number, view=view, value=value)
         return self.sign([(instance or self.services[0], VOTE, body)])[0]
 
     def public_keys(self, who: Sequence[SpiffeId]) -> tuple[bytes, ...]:

@@ -54,6 +54,7 @@ class Republic:
     fleet: FleetWorld
     service: FleetService
     cli: Bus
+    router: RouterService = field(init=False)
     hosts: dict[str, AgentHost] = field(default_factory=dict)
     instances: list[ConsensusService] = field(default_factory=list)
     credentials: list[Credentials] = field(default_factory=list)
@@ -66,6 +67,14 @@ class Republic:
     async def enrol(self, host: str) -> AgentHost:
         self.hosts[host] = await self.fleet.start_host(host, AGENTS[host], admin_or_recorder)
         return self.hosts[host]
+
+    async def start_router(self, instance: str = "0") -> RouterService:
+        values = self.world.settings().model_dump() | {"instance": instance}
+        bus = await self.world.service(ServiceName.ROUTER, instance)
+        router = RouterService(bus, RouterSettings(**values))
+        await router.start()
+        self.fleet.stack.push_async_callback(router.stop)
+        return router
 
     async def start_instance(self, number: int) -> ConsensusService:
         bus = await self.world.bus(credentials=self.credentials[number])
@@ -155,11 +164,8 @@ async def republic_in(world: World, **settings: Any) -> AsyncIterator[Republic]:
     }
     async with FleetWorld(world, tokens, world.folder) as fleet:
         service = await fleet.start_fleet(**quick | settings)
-        values = world.settings().model_dump()
-        router = RouterService(await world.service(ServiceName.ROUTER), RouterSettings(**values))
-        await router.start()
-        fleet.stack.push_async_callback(router.stop)
         republic = Republic(world, fleet, service, await world.service(ServiceName.CLI))
+        republic.router = await republic.start_router()
 
         async def on_decision(body: DecisionAnnounced, _: object) -> None:
             republic.announced.append(body)

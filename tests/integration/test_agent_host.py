@@ -6,6 +6,7 @@ import asyncio
 from typing import cast
 
 import pytest
+from ends_support import closed_by
 from fleet_support import FleetWorld, Recorder, recorder, token, tokens_for
 from support import World, eventually
 
@@ -25,7 +26,7 @@ from tocsin.contracts.catalogue import (
     ROUTE,
     THREAT_ALERT,
 )
-from tocsin.contracts.decisions import DecisionAnnounced, Outcome
+from tocsin.contracts.decisions import Outcome
 from tocsin.contracts.errors import DeniedError, InvariantBrokenError, UnavailableError
 from tocsin.contracts.fleet import Heartbeat
 from tocsin.contracts.identifiers import Priority, Role, ServiceName, Severity
@@ -325,33 +326,32 @@ async def test_a_sentinel_answers_observations_and_its_bugs_say_nothing(world: W
             )
 
 
-async def test_a_decision_reaches_every_agent(world: World) -> None:
-    announced = DecisionAnnounced(
-        decision=bytes(32),
-        epoch=bytes(32),
-        outcome=Outcome.CLOSED,
-        why="",
-        option=None,
-        certificate=None,
-        certificate_bytes=0,
-        object_name=None,
-        round=1,
-        participants=3,
-        quorum=3,
-        ballots_for=0,
-        ballots_received=0,
-        missing=(),
-        elapsed_ms=1.0,
-    )
+async def test_a_decision_that_is_proven_reaches_every_agent(world: World) -> None:
     async with fleet_world(world) as fleet:
         await fleet.start_fleet()
         h1 = await fleet.start_host("h1", ONE)
         consensus = await world.service(ServiceName.CONSENSUS)
-        await consensus.publish(
-            CONSENSUS_DECISION, DECISION, announced, durable=True, at={"decision": bytes(32).hex()}
-        )
+        announced = await closed_by(world, consensus)
+        at = {"decision": announced.decision.hex()}
+        lie = announced.model_copy(update={"outcome": Outcome.INSUFFICIENT})
+        await consensus.publish(CONSENSUS_DECISION, DECISION, lie, durable=True, at=at)
+        await consensus.publish(CONSENSUS_DECISION, DECISION, announced, durable=True, at=at)
         await eventually(lambda: agent(h1, "hunter-01").decisions == [announced])
-        assert agent(h1, "sentinel-01").decisions == [announced]
+        await eventually(lambda: agent(h1, "sentinel-01").decisions == [announced])
+        assert h1.metrics.counter("handler_refusals.wrong_outcome") == 1
+
+
+async def test_an_end_waits_for_the_epoch_in_which_it_was_decided(world: World) -> None:
+    async with fleet_world(world) as fleet:
+        await fleet.start_fleet()
+        h1 = await fleet.start_host("h1", ONE)
+        consensus = await world.service(ServiceName.CONSENSUS)
+        at = {"decision": bytes(32).hex()}
+        announced = await closed_by(world, consensus)
+        unknown = announced.model_copy(update={"epoch": bytes(32), "decision": bytes(32)})
+        await consensus.publish(CONSENSUS_DECISION, DECISION, unknown, durable=True, at=at)
+        await eventually(lambda: h1.metrics.counter("handler_retries.unknown_epoch") >= 1)
+        assert not agent(h1, "hunter-01").decisions
 
 
 async def test_a_certificate_is_renewed_at_half_of_its_life(world: World) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import pytest
 from council import Council
+from ends_support import closed_by
 from fleet_support import FleetWorld, Recorder, tokens_for
 from nats.aio.msg import Msg
 from support import DOMAIN, World, eventually
@@ -119,20 +120,20 @@ async def test_a_forged_announcement_reaches_no_agent(world: World, what: str) -
         host = await fleet.start_host("h1", ONE)
         router = await world.service(ServiceName.ROUTER)
         if what == "decision":
-            true, kind, body = CONSENSUS, DECISION, ANNOUNCED
+            announcer, kind = await world.bus(CONSENSUS), DECISION
+            body: Message = await closed_by(world, announcer, why="the true one")
             subject, told = CONSENSUS_DECISION.at(decision=bytes(32).hex()), "decisions"
-            lie: Message = ANNOUNCED.model_copy(update={"why": "a lie"})
+            lie: Message = body.model_copy(update={"why": "a lie"})
         else:
-            true, kind, body = WORKFLOW, EVENT_ASSESSMENT, MADE  # type: ignore[assignment]  # the other pair
+            announcer, kind, body = await world.bus(WORKFLOW), EVENT_ASSESSMENT, MADE  # type: ignore[assignment]  # the other pair
             subject, told = EVENT.at(service="workflow", kind="assessment"), "assessments"
             lie = MADE.model_copy(update={"requester": "a lie"})
         key, stranger = router.credentials.key, LocalKey.generate(world.backend, Algorithm.ML_DSA_44)
-        announcer = await world.bus(true)
         sent = await announcer.make(kind, body, audience="event")
         forgeries = {
             "sender_not_allowed": forge(key, kind, lie, sender=router.id),
-            "wrong_sender": forge(key, kind, lie, sender=true),
-            "unknown_key": forge(stranger, kind, lie, sender=true),
+            "wrong_sender": forge(key, kind, lie, sender=announcer.id),
+            "unknown_key": forge(stranger, kind, lie, sender=announcer.id),
             "bad_signature": flip(sent.data, sent.data.index(b"the true one")),
         }
         js = router.connection.js

@@ -16,12 +16,13 @@ from functools import partial
 
 from tocsin.agent.agent import Agent
 from tocsin.agent.emergencies import Emergencies, is_emergency
+from tocsin.agent.ends import Ends
 from tocsin.agent.handlers import Call, call_handler
 from tocsin.agent.inbox import Inbox, Job
 from tocsin.bus import Context
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import ALERT_BACKUP
-from tocsin.contracts.decisions import MembershipWish, Proposal
+from tocsin.contracts.decisions import DecisionAnnounced, MembershipWish, Proposal
 from tocsin.contracts.errors import (
     DeniedError,
     ExhaustedError,
@@ -62,6 +63,7 @@ class Delivery:
     Args:
         residents: all of the host's.
         emergencies: takes those.
+        ends: proves results of decisions.
         metrics: the process's figures.
         ballot: lets one resident ballot on a proposal.
         reject: counts and audits a message that the policy forbids, or whose key was revoked while it waited.
@@ -74,6 +76,7 @@ class Delivery:
         self,
         residents: Iterable[Resident],
         emergencies: Emergencies,
+        ends: Ends,
         metrics: Metrics,
         ballot: Callable[[Resident, Proposal, Context], Awaitable[None]],
         reject: Callable[[TocsinError, str, bytes], None],
@@ -89,6 +92,7 @@ class Delivery:
         self._require_trusted = require_trusted
         self._is_quarantined = is_quarantined
         self._emergencies = emergencies
+        self._ends = ends
         self._metrics = metrics
         self._ballot = ballot
         self._call = call
@@ -116,6 +120,12 @@ class Delivery:
 
     def from_core(self, body: Message, context: Context) -> None:
         """Take a message of a ``deliver`` subject."""
+        if isinstance(body, DecisionAnnounced):
+            self._ends.once_proven(body, context, partial(self._from_core, body, context))
+        else:
+            self._from_core(body, context)
+
+    def _from_core(self, body: Message, context: Context) -> None:
         if is_emergency(body, context):
             if not self._take(body, context, CORE):
                 self._metrics.count(f"duplicates.{context.kind.name}")
@@ -131,6 +141,8 @@ class Delivery:
             UnavailableError: ``journal_failed``, or the host is leaving.
             ExhaustedError: ``inbox_full``, ``journal_full``.
         """
+        if isinstance(body, DecisionAnnounced) and not await self._ends.holds(body, context):
+            return  # what is behind it does not wait for what may never hold; the announcement comes once more
         if is_emergency(body, context):
             if not self._take(body, context, STREAM):
                 self._metrics.count(f"duplicates.{ALERT_BACKUP.name}")

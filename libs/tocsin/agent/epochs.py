@@ -103,6 +103,23 @@ class EpochReader:
     async def _fetch(self, decision: bytes) -> bytes:
         return await patiently(lambda: self._bus.get_certificate(decision.hex()), within_s=FETCH_WITHIN_S)
 
+    async def find(self, digest: bytes) -> InstalledEpoch | None:
+        """Return an epoch by its digest, however old, if it is remembered or stands in the stream and is believed.
+
+        Raises:
+            UnavailableError: the broker is away.
+        """
+        if (known := self._known.get(digest)) is not None:
+            return known
+        for body, context in await self._bus.since(CONSENSUS_EPOCHS, start_ns=0):
+            if digest != (body.epoch if isinstance(body, EpochDecided) else context.leaf):
+                continue
+            try:
+                return await self.read(body, context)
+            except TocsinError as error:
+                self._bus.metrics.count(f"epoch_failures.{error.reason}")
+        return None
+
     async def latest(self, since_ns: int = 0) -> InstalledEpoch | None:
         """Return the latest epoch in the stream that is believed, of those stored since a moment.
 

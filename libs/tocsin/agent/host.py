@@ -32,6 +32,7 @@ from tocsin.agent.channels import Channel, Network
 from tocsin.agent.channels.lobby import Lobby, Party
 from tocsin.agent.delivery import Delivery, Resident
 from tocsin.agent.emergencies import Emergencies
+from tocsin.agent.ends import Ends
 from tocsin.agent.enrol import Wallet, key_groups
 from tocsin.agent.epochs import EpochKeeper
 from tocsin.agent.handlers import Handlers
@@ -146,6 +147,7 @@ class AgentHost:
         self._sealing_keys: SealingKeys
         self._receipts: ReceiptSender
         self._delivery: Delivery
+        self._ends: Ends
         self._lobby: Lobby
         self._missions: Missions
         self._residents: dict[str, Resident] = {}
@@ -195,6 +197,7 @@ class AgentHost:
         await self._open.enter_async_context(self._bus)
         await self._membership.join(self._bus, timeout_s=self.settings.enrol_timeout_s)
         self._epochs = EpochKeeper(self._bus)
+        self._ends = Ends(self._bus, self._epochs.reader)
         self._sealing_keys = SealingKeys(self._bus)
         self._receipts = ReceiptSender(self._bus, self.settings.host_name)
         self._residents = {name: self._settle(agent) for name, agent in self.agents.items()}
@@ -206,6 +209,7 @@ class AgentHost:
         self._delivery = Delivery(
             self._residents.values(),
             emergencies,
+            self._ends,
             self.metrics,
             self._balloting.ballot,
             self._bus.reject,
@@ -325,6 +329,7 @@ class AgentHost:
 
     async def _on_decision(self, body: Message, context: Context) -> None:
         if isinstance(body, DecisionAnnounced):
+            await self._ends.prove(body)
             await self._electorate.ended(body)
         await self._delivery.fact(body, context)
 

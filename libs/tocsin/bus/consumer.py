@@ -217,8 +217,8 @@ class Consumer:
                 self._opener.ledger.done(context.leaf)
             await message.term()
         except Exception as error:
-            if not isinstance(error, TocsinError):
-                self._metrics.count("handler_failures")
+            reason = f"handler_retries.{error.reason}" if isinstance(error, TocsinError) else "handler_failures"
+            self._metrics.count(reason)
             log.exception("handler_failed", line=self._subject.name, type=context.kind.name)
             if stored:
                 self._opener.ledger.release(context.leaf)

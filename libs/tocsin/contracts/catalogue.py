@@ -102,8 +102,7 @@ DECISION_RESULT = MessageType(
     decisions.DecisionAnnounced,
     MessageClass.STORED,
     senders(ServiceName.CONSENSUS),
-    # 1,024 names of those who did not respond fill a half.
-    128 * KIB,
+    512 * KIB,
     3_600_000,
     "How a decision ended, told to every participant with proof of delivery.",
     effects_from=Priority.LOW,

@@ -367,6 +367,8 @@ class DecisionAnnounced(Message):
     """Name in the object store CERTIFICATES."""
     round: Round
     """In which it ended."""
+    options: Annotated[tuple[Option, ...], Field(max_length=MAX_OPTIONS)] = ()
+    """What that round asked, if it was none of the first; the first one's are the proposal's."""
     scope: Annotated[str, Field(max_length=80)] = "all"
     """Whom it asked; see :attr:`Scope.label`."""
     participants: Count

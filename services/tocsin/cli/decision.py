@@ -164,7 +164,7 @@ def show_command(
         configure_logging("decision", level="error")
         async with reach.bus(state, remote) as bus:
             one = await find(bus, decision)
-            delivery = await delivery_of(bus, one.announced.decision, since_ns=one.ended_ns - BEFORE_NS)
+            delivery = await delivery_of(bus, one.announced, since_ns=one.ended_ns - BEFORE_NS)
         if as_json:
             reach.show(json.dumps(view_of(one) | {"delivery": delivery_view(delivery)}, indent=2))
         else:
@@ -324,7 +324,7 @@ async def decisions(bus: Bus, *, since_s: float) -> list[Ended]:
 async def until_accounted(bus: Bus, ended: Ended) -> Delivery | None:
     """Return who has a result that has just gone out; None if no router says so in time."""
     for _ in range(int(ACCOUNTED_WITHIN_S / LOOK_S)):
-        found = await delivery_of(bus, ended.announced.decision, since_ns=ended.ended_ns - BEFORE_NS)
+        found = await delivery_of(bus, ended.announced, since_ns=ended.ended_ns - BEFORE_NS)
         if found is not None:
             return found
         await asyncio.sleep(LOOK_S)

@@ -11,12 +11,12 @@ _, _SERVICE, _KIND = EVENT_DELIVERY.name.split(".")
 ACCOUNTS = {"service": _SERVICE, "kind": _KIND}
 
 
-async def delivery_of(bus: Bus, decision: bytes, *, since_ns: int) -> Delivery | None:
+async def delivery_of(bus: Bus, ended: DecisionAnnounced, *, since_ns: int) -> Delivery | None:
     """Return who has a decision's result; None: no router has accounted for it yet.
 
     Args:
         bus: any process's.
-        decision: its id.
+        ended: how it ended; a result that says something else is a lie, and confirmed by nobody.
         since_ns: from when on the streams are read; some seconds before the announcement.
 
     Raises:
@@ -26,7 +26,7 @@ async def delivery_of(bus: Bus, decision: bytes, *, since_ns: int) -> Delivery |
     leaves = {
         one.context.leaf
         for one in told
-        if isinstance(one.body, DecisionAnnounced) and one.body.decision == decision
+        if isinstance(one.body, DecisionAnnounced) and _said(one.body) == _said(ended)
     }
     if not leaves:
         return None
@@ -34,3 +34,7 @@ async def delivery_of(bus: Bus, decision: bytes, *, since_ns: int) -> Delivery |
     found = [one for one in accounts if isinstance(one, Delivery) and one.leaf in leaves]
     # It may have gone out twice, and been accounted for twice: who has it of any has it.
     return max(found, key=lambda one: one.delivered, default=None)
+
+
+def _said(ended: DecisionAnnounced) -> tuple[object, ...]:
+    return ended.decision, ended.round, ended.outcome, ended.option

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from tocsin.bus import Bus
 from tocsin.consensus.effects import End
-from tocsin.contracts.decisions import MAX_MISSING, DecisionAnnounced, Outcome
+from tocsin.contracts.decisions import MAX_MISSING, DecisionAnnounced
 from tocsin.contracts.errors import InvalidInputError, InvariantBrokenError, TocsinError
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.crypto import Verifier
 from tocsin.evidence.certificate import DecisionCertificate, certificate_digest
-from tocsin.evidence.choices import close_value, insufficient_value
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.verification import verify_within
-from tocsin.evidence.votes import KeyOf, open_commit, verify_steps
+from tocsin.evidence.votes import KeyOf
 
 
 def certificate_of(end: End, key_of: KeyOf) -> bytes:
@@ -73,6 +72,7 @@ def announcement(end: End, certificate: bytes, now_ns: int) -> DecisionAnnounced
         certificate_bytes=len(certificate),
         object_name=end.decision.hex() if certificate else None,
         round=end.opening.question.round,
+        options=end.opening.question.options if end.opening.before else (),
         scope=end.committee.label,
         participants=quorum.participants,
         quorum=quorum.needed,
@@ -86,31 +86,14 @@ def announcement(end: End, certificate: bytes, now_ns: int) -> DecisionAnnounced
     )
 
 
-def holds(
-    announced: DecisionAnnounced,
-    certificate: bytes,
-    decision: bytes,
-    epoch: InstalledEpoch,
-    bus: Bus,
-    key_of: KeyOf,
+def check_announced(
+    announced: DecisionAnnounced, certificate: bytes, decision: bytes, epoch: InstalledEpoch, bus: Bus
 ) -> None:
-    """Check another instance's announcement, whoever it is: that it is committed, and that the certificate verifies.
+    """Check the certificate that another instance has announced, whoever it is.
 
     Raises:
-        TocsinError: it does not hold.
+        TocsinError: it is not the one that it says, or does not verify.
     """
-    if announced.decision != decision:
-        raise InvalidInputError("an announcement of another decision", reason="wrong_decision")
-    votes = open_commit(announced.commit, epoch, decision, announced.round)
-    verify_steps(votes, epoch, key_of, bus.backend, bus.opener.batches)
-    ends = {
-        close_value(decision, announced.round): Outcome.CLOSED,
-        insufficient_value(decision, announced.round): Outcome.INSUFFICIENT,
-    }
-    if ends.get(votes[0].body.value or b"", Outcome.DECIDED) is not announced.outcome:
-        raise InvalidInputError("it announces what was not committed", reason="wrong_outcome")
-    if announced.outcome is not Outcome.DECIDED:
-        return
     if certificate_digest(certificate) != announced.certificate:
         raise InvalidInputError("the certificate is another one", reason="wrong_certificate")
     verified = verify_within(certificate, epoch, backend=bus.backend, batches=bus.opener.batches)

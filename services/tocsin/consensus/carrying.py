@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain, repeat
 
 from tocsin.bus import Bus, Sent
-from tocsin.consensus.announcing import announcement, certificate_of, check_certificate, holds
+from tocsin.consensus.announcing import announcement, certificate_of, check_announced, check_certificate
 from tocsin.consensus.effects import (
     Accuse,
     Ask,
@@ -47,8 +47,15 @@ from tocsin.contracts.catalogue import (
     VOTE,
 )
 from tocsin.contracts.decisions import DecisionAnnounced, Lacking, Outcome
-from tocsin.contracts.errors import ExhaustedError, TocsinError, UnavailableError
+from tocsin.contracts.errors import (
+    ExhaustedError,
+    InvalidInputError,
+    TocsinError,
+    UnavailableError,
+    UntrustedError,
+)
 from tocsin.contracts.identifiers import SpiffeId
+from tocsin.evidence.ends import verify_end
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import read
 from tocsin.evidence.succession import asks_for_epoch
@@ -73,9 +80,10 @@ class Carrier:
         key_of: KeyOf,
         metrics: Metrics,
         adopt: Callable[[InstalledEpoch], Awaitable[None]],
+        notifier: Notifier,
     ) -> None:
         self.log = votes
-        self.notifier = Notifier(bus, metrics)
+        self._notifier = notifier
         self.keeping = Keeping()
         self.log_failed = False
         """The disk has refused a write: nothing more is voted."""
@@ -186,12 +194,16 @@ class Carrier:
             if last is None or not isinstance(last[0], DecisionAnnounced) or epoch is None:
                 return
             announced, certificate = last[0], b""
+            if announced.decision != decision:
+                raise InvalidInputError("an announcement of another decision", reason="wrong_decision")
+            backend, batches = self.bus.backend, self.bus.opener.batches
+            await asyncio.to_thread(verify_end, announced, epoch, self._key_of, backend, batches)
             if announced.outcome is Outcome.DECIDED:
-                certificate = await self.bus.get_certificate(decision.hex())
-            await asyncio.to_thread(holds, announced, certificate, decision, epoch, self.bus, self._key_of)
+                certificate = await self._certificate(decision)
+                await asyncio.to_thread(check_announced, announced, certificate, decision, epoch, self.bus)
             made = await asyncio.to_thread(made_by_other, announced, certificate, epoch, self.bus.backend)
             stands = True
-            self.notifier.notify(announced)
+            self._notifier.notify(announced, own=False)
 
         try:
             await self._until_taken(look)
@@ -206,6 +218,20 @@ class Carrier:
             self.do(self.protocol.announced(decision))
         else:
             self.do(self.protocol.step_in(decision, time.time_ns()))
+
+    async def _certificate(self, decision: bytes) -> bytes:
+        """Fetch what another instance says it has stored.
+
+        Raises:
+            UntrustedError: ``no_certificate``: nothing is there, or it does not come; not tried again, for who has
+                announced it may never have stored it, and to announce it a second time does no harm.
+        """
+        try:
+            return await self.bus.get_certificate(decision.hex())
+        except UnavailableError as error:
+            raise UntrustedError(
+                f"no certificate where one is announced: {error}", reason="no_certificate"
+            ) from error
 
     async def _accuse(self, accused: Accuse) -> None:
         proof = accused.proof
@@ -233,7 +259,7 @@ class Carrier:
             await self.bus.publish(CONSENSUS_DECISION, DECISION, announced, durable=True, at=at)
 
         await self._until_taken(announce)
-        self.notifier.notify(announced)
+        self._notifier.notify(announced, own=True)
         self.keeping.forget(end.decision)
         await self.persist(self.log.keep_end(end.decision, good_until_ns(end.proposal)))
         self.metrics.count(f"decisions.{end.outcome.value}")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 
+from tocsin.agent.ends import Ends
 from tocsin.agent.epochs import SEEK_EVERY_S, EpochReader, age, is_news
 from tocsin.bus import Bus, Context, Service, handles, subscribes
 from tocsin.consensus.carrying import Carrier
 from tocsin.consensus.effects import Effect, Voted
 from tocsin.consensus.epochs import check_change, publish_epoch
+from tocsin.consensus.notifying import Notifier
 from tocsin.consensus.pace import Pace
 from tocsin.consensus.passing import OpenPage, as_voted, open_page
 from tocsin.consensus.protocol import Limits, Protocol
@@ -87,6 +89,7 @@ class ConsensusService(Service[ConsensusSettings]):
         self._carrier: Carrier | None = None
         self._to_go_on: list[Effect] = []
         self._epochs = EpochReader(bus)
+        self._notifier = Notifier(bus, Ends(bus, self._epochs, self._key_of), self.metrics)
         self._seek_from = 0.0
 
     @property
@@ -100,7 +103,9 @@ class ConsensusService(Service[ConsensusSettings]):
         """Read the log, and take up what a former process had begun."""
         path = self.settings.state_dir / f"consensus-{self.settings.instance}.votes"
         votes, recovered = await VoteLog.open(path, self.bus.trust, time.time_ns())
-        self._carrier = Carrier(self.bus, self.protocol, votes, self._key_of, self.metrics, self._adopt)
+        self._carrier = Carrier(
+            self.bus, self.protocol, votes, self._key_of, self.metrics, self._adopt, self._notifier
+        )
         self._keys |= recovered.keys
         for decision, until_ns in recovered.ended.items():
             self.protocol.remember_ended(decision, until_ns)
@@ -135,7 +140,7 @@ class ConsensusService(Service[ConsensusSettings]):
         self.bus.connection.on_reconnect(self._reconnected)
         self._carry.do(self._to_go_on)
         self.bus.spawn(self._tick(), "deadlines")
-        self.bus.spawn(self._carry.notifier.recall(), "results")
+        self.bus.spawn(self._notifier.recall(), "results")
 
     async def stopping(self) -> None:
         """Close the log: a vote that is not in it is not sent."""
@@ -244,7 +249,7 @@ class ConsensusService(Service[ConsensusSettings]):
     async def on_delivery(self, body: Message, context: Context) -> None:
         """Open a decision for a proposal, and note a result; whatever else is for all is not for this service."""
         if isinstance(body, DecisionAnnounced):
-            self._carry.notifier.heard(body)
+            self._notifier.heard(body, context)
         if not isinstance(body, Proposal):
             return
         if self.protocol.known_epoch(body.epoch) is None:

@@ -145,7 +145,7 @@ async def test_who_was_revoked_while_a_message_waited_is_not_heard() -> None:
     scribe, box = Scribe("a"), Inbox("a", desk.metrics, length=10)
     none = cast("Any", None)
     delivery = Delivery(
-        [Resident(scribe, box, b"")], none, desk.metrics, none, desk.reject, desk.require_trusted
+        [Resident(scribe, box, b"")], none, none, desk.metrics, none, desk.reject, desk.require_trusted
     )
     await delivery.fact(ThreatAlert(severity=Severity.HIGH, summary="high"), context(1))
     desk.revoked = True
