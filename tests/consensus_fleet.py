@@ -225,12 +225,12 @@ class Fleet:
             return len(found) == len(self.hosts)
 
         await eventually(told, within_s=within_s)
-        proposal, bus = self.hosts[0].proposals[-1][0], self.cli
+        (proposal, context), bus = self.hosts[0].proposals[-1], self.cli
         data = self.signed_by_root_last
         epoch = open_epoch(data, TrustStore(self.world.authority.certificate_pem, bus.backend))
         questions = {
             name: verify_opened(
-                opened, proposal, epoch, lambda _: None, bus.backend, BatchVerifier(64)
+                opened, proposal, context.sender, epoch, lambda _: None, bus.backend, BatchVerifier(64)
             ).question
             for name, opened in found.items()
         }

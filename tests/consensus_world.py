@@ -432,7 +432,7 @@ class World:
     def _ballot_again(self, agent: SpiffeId, opened: RoundOpened) -> None:
         """Ballot in a further round, if it has indeed begun; tell again what was cast there."""
         known = self.asked.get((agent, opened.decision))
-        proposal = next(p.body for p in self.proposals if p.leaf == opened.decision)
+        proposal = next(p for p in self.proposals if p.leaf == opened.decision)
         if known is None or opened.round < known.round:
             return
         if opened.round > known.round:
@@ -551,8 +551,9 @@ class World:
         if effect.tell:
             self._tell(node.name, effect.opening.body(effect.epoch, self.keys.get))
 
-    def _verify_opened(self, opened: RoundOpened, proposal: Proposal) -> Opening:
-        return verify_opened(opened, proposal, self.epoch, self.keys.get, BACKEND, self.batches)  # type: ignore[arg-type]
+    def _verify_opened(self, opened: RoundOpened, proposal: Evidence[Proposal]) -> Opening:
+        body, sender = proposal.body, proposal.sender
+        return verify_opened(opened, body, sender, self.epoch, self.keys.get, BACKEND, self.batches)  # type: ignore[arg-type]
 
     def _take_round(self, node: Node, opened: RoundOpened) -> None:
         proposal = node.protocol.proposal_of(opened.decision)

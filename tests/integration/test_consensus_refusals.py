@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from consensus_fleet import Fleet
-from council import ballot_body, proposal_body
+from council import OPTIONS, ballot_body, proposal_body
 from support import DOMAIN, World, eventually
 
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_BALLOT, CONSENSUS_PROPOSAL, DELIVER_ALL
 from tocsin.contracts.decisions import Option, Outcome, Scope
 from tocsin.contracts.identifiers import Role, SpiffeId
 from tocsin.evidence.choices import choice_digest
+from tocsin.evidence.verification import verify
 
 WORDS = (Option(name="yes", command=None, text="Yes"), Option(name="no", command=None, text="No"))
 
@@ -57,6 +58,44 @@ async def test_a_proposal_that_breaks_a_rule_opens_nothing(
     await eventually(lambda: service.metrics.counter(f"handler_refusals.{reason}") == 1)
     assert service.protocol.open_decisions == 0
     await good_decision(fleet)
+
+
+async def test_a_hunter_asks_questions_and_commands_nothing_whatever_way_it_goes(fleet: Fleet) -> None:
+    hunter = await fleet.world.agent(Role.HUNTER, "hunter")
+    await fleet.add_host(hunter, [hunter.id])
+    service = await fleet.start()
+    await fleet.begin()
+    command = await hunter.make(CONSENSUS_PROPOSAL, proposal_body(fleet.epoch), audience="all")
+    await hunter.send(DELIVER_ALL.at(), command)
+    await eventually(lambda: service.metrics.counter("handler_refusals.proposer_not_allowed") == 1)
+    assert service.protocol.open_decisions == 0
+    question = await hunter.make(
+        CONSENSUS_PROPOSAL, proposal_body(fleet.epoch, options=WORDS, deadline_ms=20_000), audience="all"
+    )
+    await fleet.deliver(question)
+    for host in fleet.hosts:
+        await host.ballot(1)
+    ended = await fleet.outcome(question.leaf)
+    assert (ended.outcome, ended.option) == (Outcome.DECIDED, WORDS[1])
+    verified = verify(
+        await fleet.cli.get_certificate(question.leaf.hex()), fleet.world.authority.certificate_pem
+    )
+    assert (verified.proposer, verified.option) == (str(hunter.id), WORDS[1])
+
+
+async def test_no_counter_proposal_makes_a_hunters_question_a_command(fleet: Fleet) -> None:
+    hunter = await fleet.world.agent(Role.HUNTER, "hunter")
+    await fleet.add_host(hunter, [hunter.id])
+    await fleet.start()
+    await fleet.begin()
+    body = proposal_body(fleet.epoch, options=WORDS, deadline_ms=20_000, rounds=2)
+    asked = await hunter.make(CONSENSUS_PROPOSAL, body, audience="all")
+    await fleet.deliver(asked)
+    first = await fleet.asked(asked.leaf, 1)
+    for host in fleet.hosts:
+        await host.ballot_in(first, OPTIONS[0])
+    second = await fleet.asked(asked.leaf, 2)
+    assert {option.name for option in second.options} == {"yes", "no"}
 
 
 async def test_a_proposal_comes_in_time_or_not_at_all_and_twice_is_once(fleet: Fleet) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from tocsin.agent.asking import ROUND_MS, question_of
 from tocsin.agent.channels.channel import Channel
 from tocsin.agent.channels.network import Network
 from tocsin.agent.objectives import ObjectiveContext, watch
@@ -26,11 +27,13 @@ from tocsin.agent.support import Support, choose
 from tocsin.bus import Context, Sent
 from tocsin.contracts.analysis import Assessment, AssessmentMade
 from tocsin.contracts.base import Message
-from tocsin.contracts.decisions import DecisionAnnounced, MembershipWish, Option, Proposal
-from tocsin.contracts.errors import DeniedError, InvalidInputError
+from tocsin.contracts.catalogue import CONSENSUS_PROPOSAL
+from tocsin.contracts.decisions import DecisionAnnounced, MembershipWish, Option, Proposal, Scope
+from tocsin.contracts.errors import DeniedError, InvalidInputError, UnavailableError
 from tocsin.contracts.identifiers import AgentName, Priority, Role, SpiffeId
 from tocsin.contracts.missions import Objective
 from tocsin.contracts.observations import Incident, Observations, ObservationsTaken
+from tocsin.contracts.proposers import check_proposer
 from tocsin.contracts.routing import Discovery, Intelligence, ThreatAlert
 from tocsin.contracts.subjects import MessageType, Request
 from tocsin.evidence.epochs import InstalledEpoch
@@ -251,6 +254,48 @@ class Agent:
             InvalidInputError: ``unknown_task``; whatever is raised, the objective goes to another agent.
         """
         return await watch(self, objective, context)
+
+    async def ask(
+        self,
+        subject: str,
+        options: Mapping[str, str],
+        *,
+        evidence: Sequence[str] = (),
+        scope: Scope | None = None,
+        rounds: int = 1,
+        deadline_ms: int = ROUND_MS,
+    ) -> Sent:
+        """Put a question to the vote; the ``leaf`` of what is returned is the decision's id.
+
+        Its end comes to :meth:`on_decision`. For admins, analysts and hunters, and among its members for whoever takes
+        part in a mission (docs/reference/policy.md).
+
+        Args:
+            subject: what is asked, in a line.
+            options: text by name, two to eight of them.
+            evidence: lines of grounds.
+            scope: whom to ask; by default all.
+            rounds: most rounds; between them the options are refined.
+            deadline_ms: for how long each waits for ballots.
+
+        Raises:
+            DeniedError: ``proposer_not_allowed``.
+            InvalidInputError: ``bad_question``.
+            UnavailableError: ``no_epoch``: nobody can decide yet.
+        """
+        if (epoch := self.host.epoch) is None:
+            raise UnavailableError("no epoch is installed: nobody can decide", reason="no_epoch")
+        proposal = question_of(
+            epoch.digest,
+            subject,
+            options,
+            evidence=evidence,
+            scope=scope,
+            rounds=rounds,
+            deadline_ms=deadline_ms,
+        )
+        check_proposer(self.id, proposal)
+        return await self.send(CONSENSUS_PROPOSAL, proposal, audience="all", priority=Priority.HIGH)
 
     async def send(
         self,

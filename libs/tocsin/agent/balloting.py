@@ -89,6 +89,7 @@ class Balloting:
                     verify_opened,
                     opened,
                     known.proposal,
+                    known.context.sender,
                     known.epoch,
                     lambda _: None,  # it brings the keys
                     self._bus.backend,

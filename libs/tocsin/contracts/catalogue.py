@@ -92,7 +92,7 @@ CONSENSUS_PROPOSAL = MessageType(
     "consensus_proposal",
     decisions.Proposal,
     MessageClass.EVIDENCE,
-    senders(Role.ADMIN),
+    senders(*Role),
     ttl_ms=0,
     doc="Shall we do X about Y.",
     effects_from=Priority.LOW,

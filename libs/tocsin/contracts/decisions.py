@@ -202,7 +202,7 @@ class Proposal(Message):
     subject: Text
     evidence: Annotated[tuple[Text, ...], Field(max_length=32)]
     assessment: Digest
-    """SHA-256 of the assessment's body, as it was announced; of the alert's, where an operator asked."""
+    """SHA-256 of the assessment's body, as it was announced; of the alert's, where an operator asked; else zeros."""
     options: Options
     deadline_ms: Annotated[int, Field(ge=100, le=600_000)]
     """Of each round: so long ballots are waited for."""

@@ -18,6 +18,7 @@ Rules that are not in the table, each with its reason code:
   captured canary cannot hand an admin an assessment.
 * ``no_such_recipient``: one agent as the audience is an enrolled one. An emergency goes out all the same, since a
   list can be late; its account then says that nobody was due.
+* ``proposer_not_allowed``: what is proposed is for the sender's role to propose (:mod:`tocsin.contracts.proposers`).
 * ``no_need_to_know``: intelligence goes to authorised roles, and to agents of them.
 
 Example::
@@ -45,9 +46,11 @@ from tocsin.contracts.catalogue import (
     INTELLIGENCE,
     THREAT_ALERT,
 )
+from tocsin.contracts.decisions import Proposal
 from tocsin.contracts.errors import DeniedError, InvalidInputError
 from tocsin.contracts.identifiers import NAME_PATTERN, Kind, Priority, Role, Severity, SpiffeId
 from tocsin.contracts.observations import Incident, Observations
+from tocsin.contracts.proposers import check_proposer
 from tocsin.contracts.routing import Coordination, Discovery, ThreatAlert
 from tocsin.contracts.subjects import Senders
 
@@ -159,7 +162,8 @@ def check(
     Raises:
         InvalidInputError: ``unknown_type``, ``bad_audience``, ``severity_mismatch``, ``no_such_recipient``.
         DeniedError: ``sender_not_allowed``, ``audience_not_allowed``, ``priority_not_allowed``,
-            ``order_not_allowed``, ``wish_not_allowed``, ``not_itself``, ``content_not_allowed``, ``no_need_to_know``.
+            ``order_not_allowed``, ``wish_not_allowed``, ``not_itself``, ``content_not_allowed``,
+            ``proposer_not_allowed``, ``no_need_to_know``.
     """
     rule = POLICY.get(type_name)
     if rule is None:
@@ -214,6 +218,8 @@ def _check_body(sender: SpiffeId, priority: Priority, body: Message) -> None:
     elif isinstance(body, Discovery):
         if (body.agent, body.role) != (sender.name, sender.role):
             raise DeniedError(f"{sender} describes {body.role.value} {body.agent}", reason="not_itself")
+    elif isinstance(body, Proposal):
+        check_proposer(sender, body)
     elif isinstance(body, Coordination) and sender.role not in PRODUCERS[type(body.content)]:
         raise DeniedError(f"{sender} does not produce {body.content.kind}", reason="content_not_allowed")
 

@@ -32,6 +32,7 @@ from tocsin.contracts.catalogue import (
     message_types,
 )
 from tocsin.contracts.policy import CLEARED, POLICY, PRODUCERS
+from tocsin.contracts.proposers import PROPOSERS, Matter
 from tocsin.contracts.subjects import (
     ANY_AUDIENCE,
     KIB,
@@ -80,6 +81,12 @@ applies it once more to what arrives, since whoever can publish on `deliver` sub
 refused goes nowhere; its reason is counted, audited and, by a router, told to its sender as `event.router.refusal`.
 """
 
+_MATTERS: Mapping[Matter, str] = {
+    Matter.COMMAND: "a command, in any option of any round",
+    Matter.EPOCH: "the next epoch",
+    Matter.QUESTION: "a question to all agents or to a role: words only",
+    Matter.MISSION: "a question to the members of a mission: words only",
+}
 _POLICY_REASONS: tuple[tuple[str, str], ...] = (
     ("sender_not_allowed", "The sender's role may not send this type."),
     ("bad_audience", "The audience names no agents."),
@@ -93,6 +100,7 @@ _POLICY_REASONS: tuple[tuple[str, str], ...] = (
     ("wish_not_allowed", "Only an operator's alert carries a wish."),
     ("not_itself", "A discovery describes its own sender."),
     ("content_not_allowed", "The sender's role does not produce what it hands over; see below."),
+    ("proposer_not_allowed", "The sender's role may not put this to the vote; see below."),
     (
         "no_such_recipient",
         "No agent of that name is enrolled. An emergency goes out all the same; its account says that nobody was due.",
@@ -195,6 +203,19 @@ def _policy_page() -> str:
             ("Content", "Handed over by"),
             produced,
             f"Intelligence is for {', '.join(sorted(CLEARED))}. Coordination hands over what a role produces:",
+        ),
+        _section(
+            "Proposals",
+            ("What is proposed", "By whom"),
+            (
+                (
+                    _MATTERS[matter],
+                    ", ".join(sorted(roles)) + (", any member" if matter is Matter.MISSION else ""),
+                )
+                for matter, roles in PROPOSERS.items()
+            ),
+            "Who may put what to the vote. Instances of consensus and whoever verifies a certificate apply this, too; "
+            "a proposer needs a seat in the epoch.",
         ),
         _section("Refusals", ("Reason", "What it says"), _POLICY_REASONS),
     ]

@@ -13,6 +13,8 @@ from tocsin.bus.envelope import encode_body
 from tocsin.contracts.catalogue import VOTE
 from tocsin.contracts.decisions import Option, Proposal, RoundOpened, Vote
 from tocsin.contracts.errors import InvalidInputError
+from tocsin.contracts.identifiers import SpiffeId
+from tocsin.contracts.proposers import check_proposer
 from tocsin.crypto import BatchVerifier, SignatureBackend, key_id
 from tocsin.evidence.choices import Question, next_value
 from tocsin.evidence.committee import committee_of
@@ -57,6 +59,7 @@ def open_opening(
     options: tuple[Option, ...],
     commit: Sequence[bytes],
     proposal: Proposal,
+    proposer: SpiffeId,
     epoch: InstalledEpoch,
 ) -> tuple[Opening, list[Evidence[Vote]]]:
     """Check all of an opening but the signatures; return it with the VOTE2 that are to be verified.
@@ -64,11 +67,14 @@ def open_opening(
     Raises:
         InvalidInputError: ``wrong_round``: the proposal allows no such round; ``wrong_options``: the commit names
             others; ``committee_cannot_command``.
+        DeniedError: ``proposer_not_allowed``: an option of this round is not for the proposer to put to the vote.
         TocsinError: as :func:`~tocsin.evidence.votes.open_commit`.
     """
     if not 2 <= round_number <= proposal.rounds:
         raise InvalidInputError(f"round {round_number} of {proposal.rounds}", reason="wrong_round")
-    committee_of(proposal.model_copy(update={"options": options}), epoch)
+    asked = proposal.model_copy(update={"options": options})
+    check_proposer(proposer, asked)
+    committee_of(asked, epoch)
     question = Question(decision, round_number, options)
     votes = open_commit(commit, epoch, decision, round_number - 1)
     if votes[0].body.value != next_value(decision, round_number - 1, question.digest):
@@ -79,6 +85,7 @@ def open_opening(
 def verify_opened(
     opened: RoundOpened,
     proposal: Proposal,
+    proposer: SpiffeId,
     epoch: InstalledEpoch,
     key_of: KeyOf,
     backend: SignatureBackend,
@@ -92,7 +99,9 @@ def verify_opened(
     """
     if opened.epoch != epoch.digest or proposal.epoch != epoch.digest:
         raise InvalidInputError("the round is of another epoch", reason="wrong_epoch")
-    opening, votes = open_opening(opened.decision, opened.round, opened.options, opened.commit, proposal, epoch)
+    opening, votes = open_opening(
+        opened.decision, opened.round, opened.options, opened.commit, proposal, proposer, epoch
+    )
     brought = {key_id(key): key for key in opened.keys}
     verify_steps(votes, epoch, lambda one: brought.get(one) or key_of(one), backend, batches)
     return opening

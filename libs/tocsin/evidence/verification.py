@@ -34,7 +34,7 @@ from tocsin.bus.envelope import decode_body, encode_body
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_PROPOSAL, VOTE
 from tocsin.contracts.decisions import Ballot, Option, Participant, Proposal, Step, Vote
 from tocsin.contracts.errors import InvalidInputError, UntrustedError
-from tocsin.contracts.identifiers import Role
+from tocsin.contracts.proposers import check_proposer
 from tocsin.contracts.response import Command
 from tocsin.crypto import Algorithm, BatchVerifier, SignatureBackend, TrustStore, Verifier, select_backend
 from tocsin.evidence.bundle import Bundle, is_bundle
@@ -166,7 +166,7 @@ def verify(
     Raises:
         InvalidInputError: malformed, or a rule is broken; the reason says which.
         UntrustedError: a signature, key or seat is not what the epoch record says; the reason says which.
-        DeniedError: ``sender_not_allowed`` or ``not_an_admin``.
+        DeniedError: ``sender_not_allowed`` or ``proposer_not_allowed``.
     """
     backend = backend or select_backend()
     if is_bundle(data):
@@ -379,7 +379,13 @@ class _Case:
         if len(options) < 2 or tuple(map(encode_body, options)) != certificate.options:
             raise InvalidInputError("its options are no two or more in their one encoding", reason="malformed")
         opening, votes = open_opening(
-            self.decision, self.round, options, certificate.before, self.proposal.body, self.epoch
+            self.decision,
+            self.round,
+            options,
+            certificate.before,
+            self.proposal.body,
+            self.proposal.sender,
+            self.epoch,
         )
         return opening.question, votes
 
@@ -422,18 +428,18 @@ class _Case:
 
 
 def check_proposal(proposal: Evidence[Proposal], epoch: InstalledEpoch) -> Participant:
-    """Return the seat of a proposal's sender: an admin of the epoch that it names.
+    """Return the seat of a proposal's sender: of an agent that may propose this, in the epoch that it names.
 
     Raises:
         InvalidInputError: ``wrong_epoch``; ``duplicate_option``: two options have one name.
-        UntrustedError: ``not_a_participant``, ``not_an_admin`` or ``wrong_key``.
+        DeniedError: ``proposer_not_allowed``.
+        UntrustedError: ``not_a_participant`` or ``wrong_key``.
     """
     if proposal.body.epoch != epoch.digest:
         raise InvalidInputError("the proposal is of another epoch", reason="wrong_epoch")
     if len({option.name for option in proposal.body.options}) < len(proposal.body.options):
         raise InvalidInputError("two options of the proposal have one name", reason="duplicate_option")
-    if proposal.sender.role is not Role.ADMIN:
-        raise UntrustedError(f"{proposal.sender} is no admin", reason="not_an_admin")
+    check_proposer(proposal.sender, proposal.body)
     return epoch.seat(proposal.sender, proposal.key_id)
 
 

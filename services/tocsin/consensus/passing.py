@@ -126,7 +126,7 @@ def open_page(
     if page.opened is not None:
         if proposal is None or page.opened.decision != page.decision:
             raise InvalidInputError("a round without its proposal", reason="no_proposal")
-        opening = verify_opened(page.opened, proposal.body, epoch, key, backend, batches)
+        opening = verify_opened(page.opened, proposal.body, proposal.sender, epoch, key, backend, batches)
     number = 1 if opening is None else opening.question.round
     votes = open_commit(page.commit, epoch, page.decision, number) if page.commit else []
     verify_steps(votes, epoch, key, backend, batches)

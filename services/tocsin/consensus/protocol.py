@@ -28,6 +28,7 @@ from tocsin.consensus.tally import Received
 from tocsin.contracts.decisions import Option, Proposal
 from tocsin.contracts.errors import ConflictError, ExhaustedError, InvalidInputError, UntrustedError
 from tocsin.contracts.identifiers import SpiffeId
+from tocsin.contracts.proposers import may_command
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import Evidence
 from tocsin.evidence.rounds import Opening
@@ -51,6 +52,9 @@ class Limits:
 
     open_decisions: int = 256
     open_per_proposer: int = 64
+    """Of one that may command: an admin."""
+    open_per_asker: int = 4
+    """Of any other; together they have a half of all, so that there is always room for a command."""
     held_per_agent: int = 4
     held_per_instance: int = 64
     """Decisions for which steps of one instance may wait; 8 steps for each."""
@@ -169,7 +173,7 @@ class Protocol:
             shown: by an instance that was asked for it; it may then be of an epoch that was installed earlier.
 
         Raises:
-            TocsinError: ``no_epoch``, ``wrong_epoch``, ``not_a_participant``, ``not_an_admin``, ``wrong_key``,
+            TocsinError: ``no_epoch``, ``wrong_epoch``, ``proposer_not_allowed``, ``not_a_participant``, ``wrong_key``,
                 ``issued_in_future``, ``deadline_passed`` or ``too_many_decisions``.
         """
         decision = proposal.leaf
@@ -248,10 +252,10 @@ class Protocol:
         deciding = self._deciding.get(decision)
         return deciding is not None and deciding.round.question.round < round_number
 
-    def proposal_of(self, decision: bytes) -> Proposal | None:
+    def proposal_of(self, decision: bytes) -> Evidence[Proposal] | None:
         """Return what an open decision is about."""
         deciding = self._deciding.get(decision)
-        return None if deciding is None else deciding.proposal.body
+        return None if deciding is None else deciding.proposal
 
     def opened(self, opening: Opening, now_ns: int) -> list[Effect]:
         """Take what another instance has shown of how a later round began; its Q VOTE2 have been verified."""
@@ -396,9 +400,15 @@ class Protocol:
             raise InvalidInputError("the proposal's deadline has passed", reason="deadline_passed")
 
     def _check_room(self, proposer: SpiffeId) -> None:
-        going = [d for d in self._deciding.values() if not d.over]
-        theirs = sum(deciding.proposal.sender == proposer for deciding in going)
-        if len(going) >= self._limits.open_decisions or theirs >= self._limits.open_per_proposer:
+        going = [deciding.proposal.sender for deciding in self._deciding.values() if not deciding.over]
+        most, most_of_one = self._limits.open_decisions, self._limits.open_per_proposer
+        if not may_command(proposer):
+            # Admins find room whatever those that only ask have open.
+            if sum(not may_command(one) for one in going) >= most // 2:
+                raise ExhaustedError(f"{most // 2} questions are open", reason="too_many_decisions")
+            most_of_one = self._limits.open_per_asker
+        theirs = going.count(proposer)
+        if len(going) >= most or theirs >= most_of_one:
             raise ExhaustedError(
                 f"{len(going)} decisions are open, {theirs} of {proposer}", reason="too_many_decisions"
             )

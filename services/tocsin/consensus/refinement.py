@@ -9,7 +9,8 @@ The rule, for a committee of n participants with f = (n - 1) // 3:
    that command nothing the best supported one never goes: whoever wants no action can always say so.
 3. Counter-proposals come in that are the same byte for byte, have the name of no option of v_r, and are made by more
    than f participants, hence by an honest one; those of most support first, of equals the lower digest. There are
-   three at most; a committee that can command nothing takes none that commands. At most :data:`MAX_OPTIONS` options
+   three at most; a committee that can command nothing takes none that commands, nor does a question of somebody who
+   may propose no command. At most :data:`MAX_OPTIONS` options
    in all, and no two of one name.
 4. v_{r+1} is sorted by support, of equals the earlier in v_r first, and new ones after old ones. The order is what
    agents are told of the round before: it is agreed on, as a tally of one instance's would not be.
@@ -26,6 +27,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tocsin.contracts.decisions import MAX_OPTIONS, Option
+from tocsin.contracts.proposers import has_effect
 from tocsin.evidence.choices import option_digest
 from tocsin.evidence.quorum import Quorum
 
@@ -44,7 +46,7 @@ def refine(
         options: v_r.
         chosen: one choice of each participant that counts.
         quorum: the committee's numbers.
-        commands: whether the committee may decide on a command.
+        commands: whether the committee may decide on a command, and the proposer ask for one.
     """
     counts: Counter[Chosen] = Counter(chosen)
     if counts.total() < quorum.participants - quorum.tolerated_faults:
@@ -56,7 +58,7 @@ def refine(
         for choice, count in counts.items()
         if isinstance(choice, Option)
         and count > quorum.tolerated_faults
-        and (commands or choice.command is None)
+        and (commands or not has_effect(choice))
     ]
     ranked = [(-support[index], options[index]) for index in staying]
     names = {option.name for option in options}

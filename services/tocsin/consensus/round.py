@@ -27,6 +27,7 @@ from tocsin.consensus.succession import Changes
 from tocsin.consensus.tally import BallotCert, Received, Tally
 from tocsin.consensus.watch import Watch
 from tocsin.contracts.decisions import MAX_VALUES, Counted, Option, Outcome, Proposal, Scope, Step
+from tocsin.contracts.proposers import may_command
 from tocsin.evidence.committee import Committee
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import Evidence
@@ -216,8 +217,8 @@ class Round:
         return value
 
     def _refine(self, chosen: Sequence[Chosen]) -> tuple[Option, ...]:
-        everyone = self._proposal.body.scope == Scope()
-        return refine(self.question.options, chosen, self._committee.quorum, commands=everyone)
+        commands = self._proposal.body.scope == Scope() and may_command(self._proposal.sender)
+        return refine(self.question.options, chosen, self._committee.quorum, commands=commands)
 
     def _recomputes(self, value: bytes) -> bool:
         return any(claim.value == value and self._checks(claim) for claim in self._claims.values())

@@ -77,7 +77,12 @@ class ConsensusService(Service[ConsensusSettings]):
         super().__init__(bus, settings)
         self.protocol = Protocol(
             str(bus.id),
-            Limits(settings.max_open_decisions, settings.max_open_per_proposer, settings.max_held_per_agent),
+            Limits(
+                settings.max_open_decisions,
+                settings.max_open_per_proposer,
+                settings.max_open_per_asker,
+                settings.max_held_per_agent,
+            ),
             Pace(
                 first_view_ns=int(settings.view_timeout_s * NS_PER_S),
                 longest_view_ns=int(settings.view_timeout_max_s * NS_PER_S),
@@ -308,7 +313,14 @@ class ConsensusService(Service[ConsensusSettings]):
         if proposal is None or not self.protocol.lacks_round(opened.decision, opened.round):
             return
         opening = await asyncio.to_thread(
-            verify_opened, opened, proposal, epoch, self._key_of, self.bus.backend, self.bus.opener.batches
+            verify_opened,
+            opened,
+            proposal.body,
+            proposal.sender,
+            epoch,
+            self._key_of,
+            self.bus.backend,
+            self.bus.opener.batches,
         )
         self._keys |= {one: key for key in opened.keys if (one := key_id(key)) in opening.signers}
         self._carry.do(self.protocol.opened(opening, context.now_ns))

@@ -23,6 +23,10 @@ class ConsensusSettings(BusSettings):
     max_open_per_proposer: Annotated[int, Field(ge=1, le=10_000)] = Field(
         64, description="Of these, those of one admin agent."
     )
+    max_open_per_asker: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        4,
+        description="Of these, those of one agent that is no admin; all of them together have at most a half.",
+    )
     max_held_per_agent: Annotated[int, Field(ge=1, le=64)] = Field(
         4, description="Ballots of one agent that came before their proposals; further ones are refused."
     )

@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from council import NOW_NS, Council, ballot_body, proposal_body
+from council import DOMAIN, NOW_NS, Council, ballot_body, proposal_body
 
 from tocsin.consensus.effects import Accuse, CastVote, Effect, End, LookUp, SendAgain, Voted
 from tocsin.consensus.pace import Pace
 from tocsin.consensus.protocol import SKEW_NS, Limits, Protocol
 from tocsin.consensus.tally import Received
 from tocsin.contracts.catalogue import BALLOT, VOTE
-from tocsin.contracts.decisions import Outcome, Step
+from tocsin.contracts.decisions import Option, Outcome, Step
 from tocsin.contracts.errors import TocsinError
-from tocsin.contracts.identifiers import SpiffeId
+from tocsin.contracts.identifiers import Role, SpiffeId
 from tocsin.evidence.choices import choice_digest, close_value, decide_value, insufficient_value
 from tocsin.evidence.epochs import open_epoch
 from tocsin.evidence.reading import read
+
+WORDS = (Option(name="yes", command=None, text="Yes"), Option(name="no", command=None, text="No"))
 
 MS = 1_000_000
 
@@ -262,6 +264,45 @@ def test_open_decisions_are_bounded(council: Council) -> None:
     assert refusal(lambda: protocol.open(third, NOW_NS)) == "too_many_decisions"
     settle(council, protocol, protocol.tick(NOW_NS + 5_000 * MS))
     assert protocol.open(third, NOW_NS) == []
+
+
+def council_with(*agents: SpiffeId) -> Council:
+    council = Council()
+    council.keys |= {str(agent): council.new_key() for agent in agents}
+    council.voters += agents
+    return council
+
+
+def test_questions_leave_room_for_commands() -> None:
+    hunters = [SpiffeId.agent(DOMAIN, Role.HUNTER, f"h-{i}") for i in range(3)]
+    council = council_with(*hunters)
+    protocol = installed(council, Limits(open_decisions=4, open_per_asker=1))
+
+    def ask(hunter: SpiffeId, subject: str) -> str | None:
+        body = proposal_body(council.epoch.digest, subject=subject, options=WORDS)
+        proposal = council.propose(body, hunter)
+        try:
+            protocol.open(proposal, NOW_NS)
+        except TocsinError as error:
+            return error.reason
+        return None
+
+    assert ask(hunters[0], "one") is None
+    assert ask(hunters[0], "another of the same") == "too_many_decisions"
+    assert ask(hunters[1], "two") is None
+    assert ask(hunters[2], "three: half is full") == "too_many_decisions"
+    for number in range(2):
+        protocol.open(council.propose(proposal_body(council.epoch.digest, subject=str(number))), NOW_NS)
+    assert protocol.open_decisions == 4
+
+
+@pytest.mark.parametrize("role", [Role.HUNTER, Role.SENTINEL])
+def test_who_may_not_propose_a_command_opens_nothing(role: Role) -> None:
+    who = SpiffeId.agent(DOMAIN, role, "x")
+    council = council_with(who)
+    protocol = installed(council)
+    assert refusal(lambda: protocol.open(council.propose(sender=who), NOW_NS)) == "proposer_not_allowed"
+    assert protocol.open_decisions == 0
 
 
 def test_epochs_go_forward_only(council: Council) -> None:

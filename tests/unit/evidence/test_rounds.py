@@ -12,7 +12,7 @@ from tocsin.bus.envelope import encode_body
 from tocsin.contracts.catalogue import BALLOT, VOTE
 from tocsin.contracts.decisions import Ballot, Choice, Option, RoundOpened, Scope, Step, Vote
 from tocsin.contracts.errors import InvalidInputError, TocsinError
-from tocsin.contracts.identifiers import Role
+from tocsin.contracts.identifiers import Role, SpiffeId
 from tocsin.crypto import BatchVerifier
 from tocsin.evidence.certificate import DecisionCertificate
 from tocsin.evidence.choices import Question, check_ballot
@@ -217,10 +217,15 @@ def opened(council: Council, question: Question, options: tuple[Option, ...]) ->
     )
 
 
-def opens(council: Council, body: RoundOpened, scope: Scope | None = None) -> Question:
+def opens(
+    council: Council, body: RoundOpened, scope: Scope | None = None, proposer: SpiffeId | None = None
+) -> Question:
     proposal = proposal_body(council.epoch.digest, rounds=3)
     proposal = proposal.model_copy(update={"scope": scope or Scope()})
-    opening = verify_opened(body, proposal, council.epoch, lambda _: None, council.backend, BatchVerifier(64))
+    batches = BatchVerifier(64)
+    opening = verify_opened(
+        body, proposal, proposer or council.admin, council.epoch, lambda _: None, council.backend, batches
+    )
     return opening.question
 
 
@@ -254,3 +259,17 @@ def test_a_committee_is_asked_no_command_in_a_later_round_either(council: Counci
     with pytest.raises(TocsinError) as caught:
         opens(council, opened(council, question_of(council, 2, V2), V2), Scope(role=Role.SENTINEL))
     assert caught.value.reason == "committee_cannot_command"
+
+
+@pytest.mark.parametrize("role", [Role.HUNTER, Role.ANALYST])
+def test_a_question_of_who_may_propose_no_command_becomes_none_in_a_later_round(
+    council: Council, role: Role
+) -> None:
+    with pytest.raises(TocsinError) as caught:
+        opens(
+            council,
+            opened(council, question_of(council, 2, V2), V2),
+            None,
+            SpiffeId.agent("tocsin.local", role, "a"),
+        )
+    assert caught.value.reason == "proposer_not_allowed"

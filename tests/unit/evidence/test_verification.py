@@ -221,7 +221,7 @@ def decision_of(council: Council, c: DecisionCertificate) -> bytes:
         (no_vote, "no_commit"),
         (unused_key, "unused_key"),
         (missing_key, "missing_key"),
-        (proposed_by_a_sentinel, "sender_not_allowed"),
+        (proposed_by_a_sentinel, "proposer_not_allowed"),
     ],
 )
 def test_a_certificate_that_lacks_something_is_refused(

@@ -20,6 +20,7 @@ from tocsin.contracts.routing import Coordination, Discovery, Intelligence, Thre
 from tocsin.router.policy import Route, route
 
 DOMAIN = "test.tocsin"
+ASKERS = {Role.ADMIN, Role.ANALYST, Role.HUNTER}
 CLEARED = {Role.SENTINEL, Role.HUNTER, Role.ANALYST, Role.SPECIALIST, Role.ADMIN}
 AUDIENCES = (
     "all",
@@ -129,7 +130,6 @@ def expected_reason(type_name: str, role: Role, audience: str, priority: Priorit
     """The policy once more, in the order of its checks, written without the table. None: forwarded."""
     kind, _, name = audience.partition(".")
     some: dict[str, set[Role]] = {
-        "consensus_proposal": {Role.ADMIN},
         "intelligence": set(CLEARED),
         "decision_result": set(),
     }
@@ -147,6 +147,8 @@ def expected_reason(type_name: str, role: Role, audience: str, priority: Priorit
         "sender_not_allowed": role not in senders,
         "audience_not_allowed": not admissible,
         "priority_not_allowed": priority is Priority.CRITICAL and type_name != "threat_alert",
+        # Words only, for all: more is tested with the table of proposers.
+        "proposer_not_allowed": type_name == "consensus_proposal" and role not in ASKERS,
         "content_not_allowed": type_name == "coordination" and role is Role.GUARDIAN,
         "no_such_recipient": name == "nobody" and priority < Priority.CRITICAL,
         "no_need_to_know": secret and name.removesuffix("-9") not in CLEARED,
