@@ -20,13 +20,14 @@ from tocsin.evidence.epochs import EPOCH_AUDIENCE, make_epoch
 async def closed_by(world: World, instance: Bus, *, number: int = 0, why: str = "") -> DecisionAnnounced:
     """Return how a question ended: closed, by ``instance``, in an epoch in which it decides alone."""
     admin = await world.agent(Role.ADMIN, f"admin-of-{number}")
-    key = instance.credentials.key
+    key, admins = instance.credentials.key, admin.credentials.key
+    strangers = [SpiffeId.agent(DOMAIN, Role.SENTINEL, f"seat-{i}") for i in range(2)]
     record = make_epoch(
         number=number,
         trust_domain=DOMAIN,
         participants=[
-            (SpiffeId.agent(DOMAIN, Role.SENTINEL, f"seat-{i}"), bytes(31) + bytes((i,)), Algorithm.ML_DSA_44)
-            for i in range(3)
+            (admin.id, admins.signer.key_id, int(admins.algorithm)),
+            *((one, bytes(31) + bytes((i,)), Algorithm.ML_DSA_44) for i, one in enumerate(strangers)),
         ],
         instances=[(instance.id, key.signer.key_id, int(key.algorithm))],
         created_ns=time.time_ns(),
@@ -54,5 +55,6 @@ async def closed_by(world: World, instance: Bus, *, number: int = 0, why: str = 
         missing=(),
         elapsed_ms=1.0,
         commit=(committed.data,),
+        keys=(key.signer.public_key, admins.signer.public_key),
         proposal=proposal.data,
     )

@@ -92,11 +92,14 @@ def test_every_command_of_the_page_does_what_the_page_says(state: Path, tmp_path
     verified = run(commands[5], None, tmp_path)
     assert verified.stdout.startswith("valid      deny 203.0.113.7 for 30m")
     assert json.loads((tmp_path / "scanner.json").read_text())["decision"] == decision
+    exported = run(["decision", "export", ended["decision"][:8], "-o", "closed.decision"], state, tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    closure = run(["decision", "verify", "closed.decision", "--root", "ca.pem"], None, tmp_path)
+    assert closure.stdout.startswith("valid      closed in round 2: nothing was decided"), closure.stderr
     for wrong, code in (
         (commands[4], 73),  # it exists
         (["decision", "show", "not-hex"], 65),
         (["decision", "show", "0" * 64], 65),
-        (["decision", "export", ended["decision"]], 65),
         (["decision", "propose", "q", "--option", "one"], 65),
         (["decision", "propose", "q", "--option", "a", "--option", "b", "--scope", "role:king"], 65),
     ):

@@ -43,6 +43,7 @@ from tocsin.bus.opener import Arrival, Context, Opener
 from tocsin.bus.outbox import Outbox, check_size
 from tocsin.bus.priorities import URGENT, Admit, PriorityLines
 from tocsin.bus.proving import Needed, Prover
+from tocsin.bus.raw import RawStream
 from tocsin.bus.reader import StreamReader
 from tocsin.bus.records import Records
 from tocsin.bus.renewal import CertificateKeeper
@@ -810,6 +811,10 @@ class Bus:
         # Who only accounts acts on nothing, and what it does not read now it never does.
         opener.revocations = opener.standings = None
         return StreamReader(self.connection, opener, subject, pattern, start_ns=start_ns, reject=self.reject)
+
+    def raw(self, subject: Subject) -> RawStream:
+        """Return a reader of a subject's stream that opens nothing: for what is evidence by itself, of any age."""
+        return RawStream(self.connection.js, subject)
 
     async def reopen(self, subject: Subject, where: str, data: bytes) -> tuple[Message, Context]:
         """Open bytes that this process, or the one before it, has taken and kept.

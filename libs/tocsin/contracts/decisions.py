@@ -382,5 +382,7 @@ class DecisionAnnounced(Message):
     elapsed_ms: Annotated[float, Field(ge=0)]
     commit: Annotated[tuple[StepBytes, ...], Field(max_length=MAX_INSTANCES)] = ()
     """The Q VOTE2 envelopes: that it is over can be checked, also where it closed without a certificate."""
+    keys: Annotated[tuple[PublicKey, ...], Field(max_length=MAX_INSTANCES + 1)] = ()
+    """Public keys of who signed the commit, who announces, and who proposed: as far as the epoch names them."""
     proposal: Annotated[bytes, Field(max_length=MAX_PROPOSAL_BYTES)] = b""
     """The proposal's envelope: what was asked and by whom, bound to the decision's id, which is its leaf hash."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -14,11 +14,12 @@ from tocsin.agent.epochs import fetch_proof
 from tocsin.agent.protected import parse_address
 from tocsin.bus import Bus, stop_on_signal
 from tocsin.cli import reach
+from tocsin.cli.decision_archive import Archive
 from tocsin.cli.decision_asking import Question
 from tocsin.cli.decision_views import (
     Ended,
+    closed_lines,
     delivery_view,
-    has_certificate,
     lines_of,
     list_lines,
     verified_lines,
@@ -29,19 +30,17 @@ from tocsin.cli.exits import Exit
 from tocsin.cli.reach import DEFAULT_STATE, RemoteOption, StateOption
 from tocsin.cli.respond import parse_duration
 from tocsin.cli.results import delivery_of
-from tocsin.contracts.catalogue import CONSENSUS_DECISION
-from tocsin.contracts.decisions import DecisionAnnounced, Option, Outcome, QuestionWish, Scope
+from tocsin.contracts.decisions import Option, Outcome, QuestionWish, Scope
 from tocsin.contracts.errors import ConflictError, InvalidInputError
 from tocsin.contracts.identifiers import Role, SpiffeId
 from tocsin.contracts.response import Action, Command
 from tocsin.contracts.routing import Delivery
 from tocsin.evidence.bundle import MAX_BUNDLE_BYTES
+from tocsin.evidence.closure import is_closure, verify_closure
 from tocsin.evidence.verification import verify
 from tocsin.telemetry import configure_logging
 
 NS_PER_S = 1_000_000_000
-KEPT_S = 86_400
-"""An announcement is good for a day; the certificate holds for ever."""
 ACCOUNTED_WITHIN_S = 15.0
 """A router closes an account after some seconds where somebody is missing."""
 LOOK_S = 0.1
@@ -127,25 +126,29 @@ def watch_command(
 @app.command("list")
 def list_command(
     outcome: Annotated[Outcome | None, typer.Option(help="Only decisions that ended so.")] = None,
-    since: Annotated[str, typer.Option(help="How far back: 30m, 6h, 1d.")] = "1d",
+    since: Annotated[
+        str | None, typer.Option(help="How far back: 30m, 6h, 1d; by default, to the first one.")
+    ] = None,
+    before: Annotated[
+        int | None, typer.Option(min=1, help="Those before this place, as the page before says.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most, the youngest first.")] = 20,
     as_json: JsonOption = False,
     state: StateOption = DEFAULT_STATE,
     remote: RemoteOption = None,
 ) -> None:
-    """List what was decided in the last day, the youngest first."""
-    since_s = min(parse_duration(since), KEPT_S)
+    """List what was decided, the youngest first; announcements that prove nothing are left out."""
+    since_ns = 0 if since is None else time.time_ns() - parse_duration(since) * NS_PER_S
 
     async def work() -> Exit:
         configure_logging("decision", level="error")
         async with reach.bus(state, remote) as bus:
-            found = await decisions(bus, since_s=since_s)
-        chosen = [one for one in found if outcome in {None, one.announced.outcome}]
-        shown = chosen[:limit]
+            page = await Archive(bus).page(limit=limit, before=before, since_ns=since_ns, outcome=outcome)
         if as_json:
-            reach.show(json.dumps([view_of(one) for one in shown], indent=2))
+            views = [view_of(one) for one in page.found]
+            reach.show(json.dumps({"decisions": views, "before": page.before}, indent=2))
         else:
-            reach.show("\n".join(list_lines(shown, total=len(chosen))))
+            reach.show("\n".join(list_lines(page.found, before=page.before, refused=page.refused)))
         return Exit.OK
 
     raise typer.Exit(reach.run(work()))
@@ -158,12 +161,12 @@ def show_command(
     state: StateOption = DEFAULT_STATE,
     remote: RemoteOption = None,
 ) -> None:
-    """Show a decision of the last day: what was asked, how it ended, and who has the result."""
+    """Show a decision, proven: what was asked, how it ended, and who has the result (for a day)."""
 
     async def work() -> Exit:
         configure_logging("decision", level="error")
         async with reach.bus(state, remote) as bus:
-            one = await find(bus, decision)
+            one = await Archive(bus).find(decision)
             delivery = await delivery_of(bus, one.announced, since_ns=one.ended_ns - BEFORE_NS)
         if as_json:
             reach.show(json.dumps(view_of(one) | {"delivery": delivery_view(delivery)}, indent=2))
@@ -184,24 +187,27 @@ def export(
     state: StateOption = DEFAULT_STATE,
     remote: RemoteOption = None,
 ) -> None:
-    """Write a decision's certificate, verified, with the chain of epochs that it needs; nothing is overwritten."""
+    """Write what proves a decision, verified, with the chain of epochs that it needs; nothing is overwritten.
+
+    Its certificate; or, where nothing was decided, its closure.
+    """
 
     async def work() -> Exit:
         configure_logging("decision", level="error")
         async with reach.bus(state, remote) as bus:
-            one = await find(bus, decision)
-            if not has_certificate(one.announced):
-                raise InvalidInputError(
-                    f"it ended {one.announced.outcome.value}: there is no certificate, since nothing was decided",
-                    reason="nothing_decided",
-                    advice="tocsin decision show says how it ended",
-                )
-            data = await fetch_proof(bus, one.announced.decision)
-            verified = verify(data, bus.credentials.root_pem)
-        file = output or Path(f"{verified.decision.hex()[:16]}.decision")
+            archive = Archive(bus)
+            one = await archive.find(decision)
+            root = bus.credentials.root_pem
+            if one.announced.outcome is Outcome.DECIDED:
+                data = await fetch_proof(bus, one.announced.decision)
+                seen = verify(data, root).json()
+            else:
+                data = (await archive.closure(one)).encode()
+                seen = verify_closure(data, root).json()
+        file = output or Path(f"{one.announced.decision.hex()[:16]}.decision")
         _write(file, data)
         if view is not None:
-            _write(view, verified.json().encode() + b"\n")
+            _write(view, seen.encode() + b"\n")
         reach.show(f"{file}: {len(data)} bytes; check it with: tocsin decision verify {file} --root ca.pem")
         return Exit.OK
 
@@ -214,8 +220,13 @@ def verify_command(
     root: Annotated[Path, typer.Option(help="The trust root's certificate, PEM.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON view for auditors.")] = False,
 ) -> None:
-    """Check a decision's certificate offline: no broker, no service, only the root."""
-    verified = verify(reach.read(file, most=MAX_BUNDLE_BYTES + 1024), reach.read(root))
+    """Check what proves a decision offline, its certificate or its closure: no broker, no service, only the root."""
+    data, root_pem = reach.read(file, most=MAX_BUNDLE_BYTES + 1024), reach.read(root)
+    if is_closure(data):
+        closed = verify_closure(data, root_pem)
+        reach.show(closed.json() if as_json else "\n".join(closed_lines(closed)))
+        return
+    verified = verify(data, root_pem)
     if as_json:
         reach.show(verified.json())
     else:
@@ -310,17 +321,6 @@ def question(
 # --- What was decided ---------------------------------------------------------------------------
 
 
-async def decisions(bus: Bus, *, since_s: float) -> list[Ended]:
-    """Return what was announced lately, the youngest first; of a decision that was announced twice the first."""
-    start_ns = time.time_ns() - int(since_s * NS_PER_S)
-    found: dict[bytes, Ended] = {}
-    for stored in await bus.reader(CONSENSUS_DECISION, start_ns=start_ns).read():
-        announced = cast("DecisionAnnounced", stored.body)
-        ended = Ended(announced, stored.context.content.issued_at, stored.context.sender.name)
-        found.setdefault(announced.decision, ended)
-    return sorted(found.values(), key=lambda one: -one.ended_ns)
-
-
 async def until_accounted(bus: Bus, ended: Ended) -> Delivery | None:
     """Return who has a result that has just gone out; None if no router says so in time."""
     for _ in range(int(ACCOUNTED_WITHIN_S / LOOK_S)):
@@ -329,31 +329,6 @@ async def until_accounted(bus: Bus, ended: Ended) -> Delivery | None:
             return found
         await asyncio.sleep(LOOK_S)
     return None
-
-
-async def find(bus: Bus, prefix: str) -> Ended:
-    """Return the decision whose id begins so.
-
-    Raises:
-        InvalidInputError: ``bad_decision``, ``no_such_decision`` or ``ambiguous``.
-    """
-    wanted = prefix.strip().lower()
-    if not wanted or len(wanted) > 64 or set(wanted) - set("0123456789abcdef"):
-        raise InvalidInputError(f"{prefix[:80]!r} is no id of a decision", reason="bad_decision")
-    found = [
-        one for one in await decisions(bus, since_s=KEPT_S) if one.announced.decision.hex().startswith(wanted)
-    ]
-    if not found:
-        raise InvalidInputError(
-            f"no decision of the last day begins with {wanted}",
-            reason="no_such_decision",
-            advice="tocsin decision list shows them",
-        )
-    if len(found) > 1:
-        raise InvalidInputError(
-            f"{len(found)} decisions begin with {wanted}: say more of the id", reason="ambiguous"
-        )
-    return found[0]
 
 
 def _write(path: Path, data: bytes) -> None:

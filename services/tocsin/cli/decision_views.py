@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from tocsin.contracts.catalogue import CONSENSUS_PROPOSAL
-from tocsin.contracts.decisions import DecisionAnnounced, Outcome, Proposal
+from tocsin.contracts.decisions import DecisionAnnounced, Proposal
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.routing import Delivery
+from tocsin.evidence.closure import VerifiedClosure
 from tocsin.evidence.reading import Evidence, read
 from tocsin.evidence.verification import VerifiedDecision
 
@@ -25,6 +26,8 @@ class Ended(NamedTuple):
     announced: DecisionAnnounced
     ended_ns: int
     announcer: str
+    data: bytes = b""
+    """The announcement's envelope, where it was read from the stream."""
 
     @property
     def proposal(self) -> Evidence[Proposal] | None:
@@ -45,10 +48,13 @@ def outcome_of(announced: DecisionAnnounced) -> str:
     return announced.outcome.value.replace("_", " ")
 
 
-def list_lines(found: Sequence[Ended], *, total: int) -> list[str]:
-    """Return decisions, a line each."""
+def list_lines(found: Sequence[Ended], *, before: int | None = None, refused: int = 0) -> list[str]:
+    """Return decisions, a line each; and what is not shown."""
+    more = [] if before is None else [f"... there are older ones: --before {before} shows them"]
+    if refused:
+        more.append(f"{refused} announcements prove nothing, and are left out")
     if not found:
-        return ["no decisions"]
+        return ["no decisions", *more]
     lines = [
         f"{'decision':<{SHORT}}  {'ended (UTC)':<19}  {'outcome':<28}  {'ballots':>11}  {'ms':>7}  subject"
     ]
@@ -60,9 +66,7 @@ def list_lines(found: Sequence[Ended], *, total: int) -> list[str]:
             f"{announced.decision.hex()[:SHORT]}  {_moment(one.ended_ns):%Y-%m-%d %H:%M:%S}  "
             f"{outcome_of(announced)[:28]:<28}  {counted:>11}  {announced.elapsed_ms:>7.0f}  {_cut(subject)}"
         )
-    if total > len(found):
-        lines.append(f"... and {total - len(found)} more; --limit shows them")
-    return lines
+    return lines + more
 
 
 def lines_of(one: Ended, delivery: Delivery | None) -> list[str]:
@@ -155,9 +159,20 @@ def verified_lines(verified: VerifiedDecision, domain: str) -> list[str]:
     ]
 
 
-def has_certificate(announced: DecisionAnnounced) -> bool:
-    """Tell whether something was decided, so that there is a certificate."""
-    return announced.outcome is Outcome.DECIDED and announced.object_name is not None
+def closed_lines(closed: VerifiedClosure) -> list[str]:
+    """Return what a closure proves, for a person."""
+    ended, epoch = closed.ended, closed.epoch
+    chain = (
+        f", decided by a chain of {len(epoch.chain)} from the root's" if epoch.chain else ", signed by the root"
+    )
+    return [
+        f"valid      {outcome_of(ended)} in round {ended.round}: nothing was decided",
+        f"decision   {ended.decision.hex()}",
+        f"proposed   by {closed.proposer}: {closed.proposal.subject}",
+        f"committed  by {len(ended.commit)} of {len(epoch.instances)} consensus instances",
+        f"epoch      {epoch.epoch.number} of trust domain {closed.proposer.domain}{chain}",
+        f"why        {ended.why}, says {closed.announcer.name}",
+    ]
 
 
 def _delivered(delivery: Delivery | None) -> str:

@@ -58,8 +58,9 @@ def _verifier_of(bus: Bus, key_id: bytes) -> Verifier | None:
     return None if identity is None else identity.verifier
 
 
-def announcement(end: End, certificate: bytes, now_ns: int) -> DecisionAnnounced:
-    """Return what is published of a decision."""
+def announcement(end: End, certificate: bytes, now_ns: int, me: str, key_of: KeyOf) -> DecisionAnnounced:
+    """Return what instance ``me`` publishes of a decision."""
+    key_ids = {end.epoch.instances[who].key_id for who in (*end.commit.votes, me)} | {end.proposal.key_id}
     quorum = end.committee.quorum
     elapsed_ns = now_ns - end.proposal.envelope.content.issued_at
     return DecisionAnnounced(
@@ -82,6 +83,7 @@ def announcement(end: End, certificate: bytes, now_ns: int) -> DecisionAnnounced
         missing=tuple(SpiffeId.parse(who).name for who in end.missing[:MAX_MISSING]),
         elapsed_ms=max(0.0, elapsed_ns / 1e6),
         commit=tuple(data for _, data in sorted(end.commit.votes.items())),
+        keys=tuple(key for one in sorted(key_ids) if (key := key_of(one)) is not None),
         proposal=end.proposal.data,
     )
 

@@ -252,7 +252,7 @@ class Carrier:
         """Keep the certificate, and announce the decision once it has turned out to hold."""
         await asyncio.gather(self._store(end, certificate), verified)
         await self._go_on_from(end)
-        announced = announcement(end, certificate, time.time_ns())
+        announced = announcement(end, certificate, time.time_ns(), str(self.bus.id), self._key_of)
 
         async def announce() -> None:
             at = {"decision": end.decision.hex()}

@@ -88,23 +88,24 @@ class Emergencies:
         """Put it into stream ALERTS, trying for as long as its sender may ask again; then answer."""
         until_s = time.monotonic() + ACCEPTED_FOR_S / 2
         try:
-            while not await self._store(way.backup or "", Sent.of(context)):
+            while (why_not := await self._store(way.backup or "", Sent.of(context))) is not None:
                 if time.monotonic() > until_s:
-                    log.error("alert_not_stored", message=context.id.hex())
+                    log.error("alert_not_stored", message=context.id.hex(), why=why_not)
                     return
                 await asyncio.sleep(PAUSE_S)
         finally:
             self._storing.discard(context.leaf)
         await self._answer(EMERGENCY.reply_type, Accepted(message=context.id), context)
 
-    async def _store(self, subject: str, sent: Sent) -> bool:
+    async def _store(self, subject: str, sent: Sent) -> str | None:
+        """Put it into the stream once; return why that failed."""
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 await self._bus.send(subject, sent, stream=ALERT_BACKUP.stream)
         except (TocsinError, TimeoutError) as error:
             self._metrics.count(f"emergency_backup_failures.{getattr(error, 'reason', 'timeout')}")
-            return False
-        return True
+            return str(error) or f"no acknowledgement within {STORE_TIMEOUT_S:g} s"
+        return None
 
     async def _answer(self, kind: MessageType[Message], body: Message, context: Context) -> None:
         if context.reply is None:

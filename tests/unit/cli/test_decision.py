@@ -83,11 +83,12 @@ def test_a_decision_says_who_was_asked_what_came_and_who_did_not_ballot() -> Non
 
 
 def test_a_list_is_a_line_each_and_says_what_it_leaves_out() -> None:
-    lines = list_lines([ENDED], total=3)
-    assert len(lines) == 3
+    lines = list_lines([ENDED], before=17, refused=2)
+    assert len(lines) == 4
     assert lines[1].startswith("ab" * 8)
-    assert "2 more" in lines[2]
-    assert list_lines([], total=0) == ["no decisions"]
+    assert "--before 17" in lines[2]
+    assert "2 announcements prove nothing" in lines[3]
+    assert list_lines([]) == ["no decisions"]
 
 
 def test_a_proposal_of_another_decision_is_not_shown_as_this_ones() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
@@ -10,11 +11,13 @@ from council import Council, proposal_body
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tocsin.contracts.catalogue import DECISION
 from tocsin.contracts.decisions import DecisionAnnounced, Option, Outcome
 from tocsin.contracts.errors import TocsinError
 from tocsin.crypto import BatchVerifier
 from tocsin.evidence.choices import Question, close_value, decide_value, insufficient_value
-from tocsin.evidence.ends import verify_end
+from tocsin.evidence.closure import Closure, is_closure, verify_closure
+from tocsin.evidence.ends import ANNOUNCED_TO, verify_announcement, verify_end
 
 OTHER = Option(name="wait", command=None, text="Wait")
 
@@ -61,6 +64,7 @@ def end(outcome: Outcome = Outcome.DECIDED, round_number: int = 1) -> DecisionAn
         missing=(),
         elapsed_ms=1.0,
         commit=tuple(one.vote(proposal.leaf, value, who, round_number=round_number) for who in voters),
+        keys=one.public_keys([one.admin, *one.services]),
         proposal=proposal.data,
     )
 
@@ -128,3 +132,75 @@ def test_any_bytes_in_the_place_of_evidence_are_refused(junk: bytes) -> None:
     for update in ({"commit": (junk,) * 3}, {"proposal": junk}):
         with pytest.raises(TocsinError):
             check(end().model_copy(update=update))
+
+
+# --- An announcement of any age, and the file that keeps it -------------------------------------------
+
+
+def announced(body: DecisionAnnounced, by: int = 0) -> bytes:
+    return council().sign([(council().services[by], DECISION, body)], audience=ANNOUNCED_TO)[0]
+
+
+def verified(data: bytes) -> DecisionAnnounced:
+    one = council()
+    return verify_announcement(data, {one.epoch.digest: one.epoch}.get, one.backend).body
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_an_announcement_holds_by_what_it_brings(outcome: Outcome) -> None:
+    body = end(outcome, 2)
+    assert verified(announced(body, by=3)) == body
+
+
+def test_an_announcement_without_a_key_of_an_unknown_epoch_or_of_a_stranger_does_not() -> None:
+    one, body = council(), end(Outcome.CLOSED)
+    for keys in [(), one.public_keys(one.services), one.public_keys([one.admin, *one.services[1:]])]:
+        with pytest.raises(TocsinError) as caught:
+            verified(announced(body.model_copy(update={"keys": keys})))
+        assert caught.value.reason == "unknown_key"
+    with pytest.raises(TocsinError) as caught:
+        verified(announced(body.model_copy(update={"epoch": bytes(32)})))
+    assert caught.value.reason == "unknown_epoch"
+    with pytest.raises(TocsinError) as caught:
+        verified(one.sign([(one.admin, DECISION, body)], audience=ANNOUNCED_TO)[0])
+    assert caught.value.reason == "sender_not_allowed"
+
+
+def closure(outcome: Outcome = Outcome.CLOSED) -> bytes:
+    return Closure(council().epoch.data, (), announced(end(outcome))).encode()
+
+
+def test_a_closure_is_verified_with_the_root_alone() -> None:
+    root = council().root.certificate_pem
+    data = closure()
+    assert is_closure(data)
+    closed = verify_closure(data, root)
+    assert closed.ended.outcome is Outcome.CLOSED
+    assert json.loads(closed.json())["proposer"] == str(council().admin)
+    with pytest.raises(TocsinError) as caught:
+        verify_closure(data, Council().root.certificate_pem)
+    assert caught.value.reason == "wrong_root"
+    with pytest.raises(TocsinError) as caught:
+        verify_closure(closure(Outcome.DECIDED), root)
+    assert caught.value.reason == "wrong_outcome"
+
+
+@given(position=st.integers(0, 1_000_000), bit=st.integers(0, 7), cut=st.booleans())
+def test_a_closure_with_one_bit_changed_or_its_end_cut_off_proves_nothing(
+    position: int, bit: int, cut: bool
+) -> None:
+    data = closure()
+    place = position % len(data)
+    changed = bytearray(data[:place] if cut else data)
+    if not cut:
+        changed[place] ^= 1 << bit
+    with pytest.raises(TocsinError):
+        verify_closure(bytes(changed), council().root.certificate_pem)
+
+
+@given(junk=st.binary(max_size=400))
+def test_any_bytes_are_a_closure_or_one_of_our_errors(junk: bytes) -> None:
+    begins = closure()[:16]
+    for data in (junk, begins + junk):
+        with pytest.raises(TocsinError):
+            Closure.decode(data)

@@ -42,8 +42,14 @@ class Office:
     metrics: Metrics = field(default_factory=Metrics)
     sent: list[Proposal] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    epoch: object = field(default_factory=lambda: SimpleNamespace(digest=b"e" * 32))
+    seats: tuple[str, ...] = ADMINS
+    """Admins that have one in the epoch."""
     epochs: dict[bytes, object] = field(default_factory=lambda: {b"e" * 32: None})
+
+    @property
+    def epoch(self) -> object:
+        ids = [str(SpiffeId.agent(OPERATOR.domain, Role.ADMIN, name)) for name in self.seats]
+        return SimpleNamespace(digest=b"e" * 32, seats=dict.fromkeys(ids))
 
     def now_ns(self) -> int:
         return 10**18
@@ -68,6 +74,7 @@ def context(sender: SpiffeId = OPERATOR) -> Context:
 def admin_at(name: str, office: Office) -> Admin:
     made = Admin(name)
     made.host = cast("HostView", office)
+    made.id = SpiffeId.agent(OPERATOR.domain, Role.ADMIN, name)
     return made
 
 
@@ -91,6 +98,17 @@ async def test_the_first_admin_proposes_at_once_what_was_asked_for() -> None:
     assert [option.command for option in proposal.options] == [COMMAND, None]
     assert proposal.evidence == (f"asked for by {OPERATOR}: it sends spam",)
     assert proposal.subject == text_of(COMMAND) == "deny 203.0.113.9 for 90 s"
+
+
+async def test_an_admin_without_a_seat_takes_no_turn_and_costs_nobody_one() -> None:
+    first, second, third = by_turn()
+    office = Office(seats=(second, third))
+    await admin_at(first, office).on_alert(WISH, context())
+    await asyncio.gather(*office.tasks)
+    assert not office.sent
+    # Who has the first turn of those that sit does not wait for it.
+    await admin_at(second, office).on_alert(WISH, context())
+    await eventually(lambda: len(office.sent) == 1)
 
 
 async def test_the_next_one_takes_over_only_if_nobody_has_proposed(monkeypatch: pytest.MonkeyPatch) -> None:

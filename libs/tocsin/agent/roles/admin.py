@@ -312,7 +312,16 @@ class Admin(Agent):
     async def _grant(self, wish: ResponseWish | QuestionWish, asked: Asked) -> None:
         """Propose what was asked for, unless an admin before this one has by then."""
         about = {"agent": self.name, "wish": asked.alert.hex(), "by": asked.by}
-        await asyncio.sleep(TAKE_OVER_S * turn_of(self.name, asked.alert, self.host.peers(Role.ADMIN)))
+        try:
+            sitting = self._sitting(await self._epoch())
+        except UnavailableError as error:
+            log.info("not_proposed", reason=error.reason, **about)
+            return
+        if self.name not in sitting:
+            # Its proposal would open nothing; nor does it hold up who has a seat.
+            log.info("not_proposed", reason="no_seat", **about)
+            return
+        await asyncio.sleep(TAKE_OVER_S * turn_of(self.name, asked.alert, sitting))
         if asked.alert in self._proposed:
             return
         command = next(iter(commands(wish)), None)
@@ -334,7 +343,7 @@ class Admin(Agent):
             proposal = await asyncio.to_thread(
                 proposal_of_epoch, wish.change, epoch, deadline_ms=self._deadline_ms
             )
-            sitting = [name for name in self.host.peers(Role.ADMIN) if _sits(self.id, name, epoch)]
+            sitting = self._sitting(epoch)
             if self.name not in sitting:
                 return
             turn = turn_of(self.name, proposal.workflow, sitting)
@@ -348,6 +357,10 @@ class Admin(Agent):
             return
         self.host.metrics.count("admin.epochs_proposed")
         log.info("epoch_proposed", agent=self.name, decision=sent.leaf.hex(), number=wish.change.number)
+
+    def _sitting(self, epoch: InstalledEpoch) -> list[str]:
+        """Return the admins whose proposals count: those with a seat."""
+        return [name for name in self.host.peers(Role.ADMIN) if _sits(self.id, name, epoch)]
 
     def _is_changing(self) -> bool:
         """Tell whether a change of the epoch is being decided: two at once would hinder one another."""
