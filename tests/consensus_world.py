@@ -42,6 +42,7 @@ from tocsin.consensus.effects import (
     SendAgain,
     Show,
     Voted,
+    Want,
 )
 from tocsin.consensus.pace import Pace
 from tocsin.consensus.passing import as_voted, open_page, pages
@@ -50,6 +51,7 @@ from tocsin.consensus.round import Round
 from tocsin.consensus.slot import Cast, Slot
 from tocsin.consensus.store import Keeping, end_entry, recover
 from tocsin.consensus.tally import Received
+from tocsin.consensus.wanting import bitmap
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_PROPOSAL, VOTE
 from tocsin.contracts.decisions import (
@@ -183,7 +185,7 @@ class Event:
 class World:
     """One schedule."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - all that a schedule is
         self,
         seed: int,
         *,
@@ -233,6 +235,8 @@ class World:
         self.cast: dict[tuple[SpiffeId, bytes, int], dict[bytes, bytes]] = {}
         """By agent, decision and round: its ballots by H(choice)."""
         self.asked: dict[tuple[SpiffeId, bytes], Question] = {}
+        self.told: set[bytes] = set()
+        """Proposals that agents were sent."""
         """The last round of which an agent knows that it has begun."""
         self.countered: set[Option] = set()
         """By an honest agent."""
@@ -351,7 +355,7 @@ class World:
         return read(data, CONSENSUS_PROPOSAL, audience="all")
 
     def _propose(self, proposal: Evidence[Proposal]) -> None:
-        """Send a proposal to everyone, and again, as long as nobody announces its end."""
+        """Send a proposal to everyone, once to agents, and to instances as long as nobody announces its end."""
         if proposal.leaf in self.announced:
             return
         for node in self.nodes:
@@ -360,12 +364,17 @@ class World:
                 node,
                 lambda node=node: self._feed(node, lambda: node.protocol.open(proposal, self.now_ns)),  # type: ignore[misc]
             )
-        for agent in self.agents:
-            question = self.asked.setdefault(
-                (agent, proposal.leaf), Question.first(proposal.leaf, proposal.body)
-            )
-            self._later(lambda agent=agent, question=question: self._ballot(agent, question))  # type: ignore[misc]
+        if proposal.leaf not in self.told:
+            self.told.add(proposal.leaf)
+            for agent in self.agents:
+                if self.random.random() >= self.loss:
+                    self._later(lambda agent=agent: self._hear(agent, proposal))  # type: ignore[misc]
         self._after(400 * MS, lambda: self._propose(proposal))
+
+    def _hear(self, agent: SpiffeId, proposal: Evidence[Proposal]) -> None:
+        first = Question.first(proposal.leaf, proposal.body)
+        if self.asked.setdefault((agent, proposal.leaf), first).round == 1:
+            self._ballot(agent, first)
 
     def _later(self, act: Callable[[], None]) -> None:
         self._after(self.random.randrange(20 * MS), act)
@@ -391,7 +400,8 @@ class World:
             except ConflictError:
                 value = cast
         if not kept and self.random.random() < self.crash_rate:
-            return  # crashed before it was kept: nothing was sent
+            self.asked.pop((agent, question.decision), None)
+            return  # crashed before it was kept: nothing was sent, and what it was asked is forgotten
         if not kept and isinstance(choice, Option):
             self.countered.add(choice)
         data = kept.setdefault(value, data)
@@ -540,12 +550,30 @@ class World:
             SendAgain: lambda node, effect: self._send(node, effect.data),
             Accuse: lambda _, effect: self._accuse(effect.proof),
             Ask: self._ask,
+            Want: self._want,
             Show: self._show,
             LookUp: self._look_up,
             Forget: self._forget,
             End: self._end,
         }
         acts[type(effect)](node, effect)
+
+    def _want(self, _: Node, want: Want) -> None:
+        """Have agents send again what they have cast, or hear of the question; each is asked on its own way."""
+        seats = bitmap(want.epoch.seats, want.missing)
+        for index, agent in enumerate(map(SpiffeId.parse, want.epoch.seats)):
+            if seats[index // 8] >> index % 8 & 1:
+                self._later(lambda agent=agent: self._wanted(agent, want))  # type: ignore[misc]
+
+    def _wanted(self, agent: SpiffeId, want: Want) -> None:
+        if self.now_ns < self.chaos_until_ns and self.random.random() < self.loss:
+            return
+        cast = self.cast.get((agent, want.decision, want.round))
+        if cast:
+            for data in cast.values():
+                self._send_ballot(agent, data, self.nodes)
+        elif (agent, want.decision) not in self.asked:
+            self._hear(agent, want.proposal)
 
     def _let_know(self, node: Node, effect: Opened) -> None:
         if effect.tell:

@@ -116,7 +116,8 @@ async def test_a_result_as_large_as_they_come_is_delivered(world: World) -> None
 async def test_while_no_router_runs_a_result_waits_and_is_sent_once(world: World) -> None:
     async with republic_in(world) as republic:
         epoch = await republic.reached(0)
-        await republic.router.bus.connection.client.close()  # as kill -9 does
+        await republic.router.stop()
+        await republic.router.bus.__aexit__(None, None, None)  # all of its connections, as its process would
         decision = (await republic.propose(epoch)).leaf
         await republic.outcome(decision)
         sent = [one.metrics for one in republic.instances]

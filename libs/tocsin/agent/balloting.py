@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tocsin.agent.ballots import BallotCaster, BallotLog
 from tocsin.agent.delivery import Resident
 from tocsin.agent.epochs import EpochKeeper
+from tocsin.agent.roles.memory import Memory
 from tocsin.agent.succession import Electorate
 from tocsin.bus import Bus, Context
 from tocsin.contracts.catalogue import CONSENSUS_BALLOT
-from tocsin.contracts.decisions import Proposal, RoundOpened
+from tocsin.contracts.decisions import BallotsWanted, Proposal, RoundOpened
 from tocsin.contracts.errors import InvalidInputError, UntrustedError
+from tocsin.contracts.identifiers import SpiffeId
 from tocsin.evidence.choices import Question
 from tocsin.evidence.committee import committee_of
 from tocsin.evidence.epochs import InstalledEpoch
@@ -29,6 +32,8 @@ from tocsin.telemetry import get_logger
 
 MAX_OPEN = 1024
 """Proposals remembered for their later rounds; the oldest is forgotten first."""
+WANTED_EVERY_S = 0.2
+"""How often ballots of one round are sent again, whoever wants them."""
 
 log = get_logger(__name__)
 
@@ -55,6 +60,9 @@ class Balloting:
         self._epochs = epochs
         self._electorate = electorate
         self._open: OrderedDict[bytes, _Open] = OrderedDict()
+        self._heard: Memory[bytes, None] = Memory(MAX_OPEN)
+        self._wanted: Memory[tuple[bytes, int], float] = Memory(MAX_OPEN)
+        """Rounds whose ballots were wanted, and from when on that is looked at again."""
 
     async def ballot(self, resident: Resident, proposal: Proposal, context: Context) -> None:
         """Ask an agent, and cast its ballot; one that has balloted is not asked again.
@@ -63,6 +71,7 @@ class Balloting:
         own bytes. An agent without a seat in the epoch installed here is asked, for it may want to know, but
         casts nothing: its ballot could not count.
         """
+        self._heard.keep(context.leaf, None)
         # The proposer may have the next epoch sooner than this host.
         await self._epochs.seek(proposal.epoch)
         epoch = self._epochs.deciding(proposal.epoch, context.now_ns) or self._epochs.epoch
@@ -97,6 +106,35 @@ class Balloting:
                 )
                 known.question = opening.question
         return known if opened.round == known.question.round else None
+
+    async def wanted(self, wanted: BallotsWanted, residents: Mapping[str, Resident]) -> bool:
+        """Send again what residents have cast that an instance lacks; return whether some have not heard of it.
+
+        Args:
+            wanted: a hostile instance can ask, too: each round is looked at once in ``WANTED_EVERY_S``.
+            residents: by name.
+        """
+        now = asyncio.get_running_loop().time()
+        where = wanted.decision, wanted.round
+        epoch = self._epochs.reader.known.get(wanted.epoch)
+        if epoch is None or now < (self._wanted.get(where) or 0.0):
+            return False
+        self._wanted.keep(where, now + WANTED_EVERY_S)
+        unheard = False
+        for index, who in enumerate(epoch.seats):
+            if not (index // 8 < len(wanted.seats) and wanted.seats[index // 8] >> index % 8 & 1):
+                continue
+            agent = SpiffeId.parse(who)
+            if agent.name not in residents:
+                continue
+            kept = self._ballots.find(agent, wanted.decision, wanted.round)
+            if kept is None:
+                unheard |= wanted.decision not in self._heard
+                continue
+            at = {"decision": wanted.decision.hex(), "agent": agent.name}
+            await self._bus.send(CONSENSUS_BALLOT.at(**at), kept)
+            self._bus.metrics.count("ballots_sent_again")
+        return unheard
 
     async def ballot_again(self, known: _Open, resident: Resident) -> None:
         """Ask an agent in a round after the first, and cast its ballot."""

@@ -58,6 +58,7 @@ from tocsin.contracts.catalogue import (
     ALERT_BACKUP,
     CONSENSUS_DECISION,
     CONSENSUS_ROUND,
+    CONSENSUS_WANTED,
     DELIVER_AGENT,
     DELIVER_ALL,
     DELIVER_ROLE,
@@ -73,7 +74,7 @@ from tocsin.contracts.catalogue import (
     ROUTE,
     THREAT_ALERT,
 )
-from tocsin.contracts.decisions import DecisionAnnounced, RoundOpened
+from tocsin.contracts.decisions import BallotsWanted, DecisionAnnounced, Proposal, RoundOpened
 from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.fleet import Heartbeat
 from tocsin.contracts.health import Attestation, Challenge, MeasuredAgent, Measurement
@@ -300,6 +301,7 @@ class AgentHost:
         await asyncio.gather(
             bus.subscribe(DELIVER_ALL, to.from_core),
             bus.subscribe(CONSENSUS_ROUND, self._round),
+            bus.subscribe(CONSENSUS_WANTED, self._wanted),
             *(bus.subscribe(DELIVER_ROLE, to.from_core, at={"role": role}) for role in roles),
             *(bus.subscribe(DELIVER_AGENT, to.from_core, at={"agent": name}) for name in self.agents),
             *(self._serve_observe(resident) for resident in self._residents.values()),
@@ -339,6 +341,18 @@ class AgentHost:
         if known is not None:
             again = partial(self._balloting.ballot_again, known)
             self._delivery.again(context.kind.name, known.context, again)
+
+    async def _wanted(self, wanted: BallotsWanted, _: Context) -> None:
+        """Send ballots again; where the question has never come, hear of it now.
+
+        Raises:
+            TocsinError: what came along is no such proposal.
+        """
+        if await self._balloting.wanted(wanted, self._residents):
+            proposal, context = await self._bus.reopen(DELIVER_ALL, DELIVER_ALL.at(), wanted.proposal)
+            if isinstance(proposal, Proposal) and context.leaf == wanted.decision:
+                self.metrics.count("proposals_heard_late")
+                self._delivery.from_core(proposal, context)
 
     async def _serve_observe(self, resident: Resident) -> None:
         if resident.agent.role is Role.SENTINEL:

@@ -293,6 +293,14 @@ VOTE = MessageType(
     0,
     "One consensus instance's step.",
 )
+BALLOTS_WANTED = MessageType(
+    "ballots_wanted",
+    decisions.BallotsWanted,
+    MessageClass.LIVE,
+    senders(ServiceName.CONSENSUS),
+    96 * KIB,
+    doc="Agents are asked to send ballots again that have not come.",
+)
 LACKING = MessageType(
     "lacking",
     decisions.Lacking,
@@ -349,6 +357,13 @@ CONSENSUS_ROUND = Subject(
     (ROUND_OPENED,),
     "all",
     "Consensus instances to the agents' hosts and to one another; `decision` is the digest in hex.",
+)
+CONSENSUS_WANTED = Subject(
+    "CONSENSUS_WANTED",
+    "consensus.wanted.{decision}",
+    (BALLOTS_WANTED,),
+    "all",
+    "Consensus instances to the agents' hosts: ballots that have not come.",
 )
 CONSENSUS_LACKING = Subject(
     "CONSENSUS_LACKING",
@@ -937,6 +952,7 @@ SUBJECTS: tuple[Subject, ...] = (
     CONSENSUS_BALLOT,
     CONSENSUS_VOTE,
     CONSENSUS_ROUND,
+    CONSENSUS_WANTED,
     CONSENSUS_LACKING,
     CONSENSUS_SHOWN,
     CONSENSUS_DECISION,

@@ -315,6 +315,21 @@ class RoundOpened(Message):
     """Public keys of who signed them; they count only as far as the epoch names them."""
 
 
+class BallotsWanted(Message):
+    """Ballots of a round have not come: the agents that have cast them send them again, in the same bytes.
+
+    Subject ``consensus.wanted.<decision>``. Who has not heard of the question finds it here.
+    """
+
+    decision: Digest
+    epoch: Digest
+    round: Round
+    seats: Annotated[bytes, Field(max_length=MAX_PARTICIPANTS // 8)]
+    """Which of the epoch's participants: bit i of byte i // 8 is the i-th, the lowest bit first."""
+    proposal: Annotated[bytes, Field(max_length=MAX_PROPOSAL_BYTES)]
+    """The proposal's envelope."""
+
+
 class Lacking(Message):
     """An instance asks another for what it lacks of a decision."""
 

@@ -26,27 +26,31 @@ from tocsin.consensus.effects import (
     SendAgain,
     Show,
     Voted,
+    Want,
 )
 from tocsin.consensus.epochs import made_by, made_by_other, publish_epoch
 from tocsin.consensus.notifying import Notifier
 from tocsin.consensus.passing import pages
 from tocsin.consensus.protocol import Protocol, good_until_ns
 from tocsin.consensus.store import Keeping, VoteLog
+from tocsin.consensus.wanting import bitmap
 from tocsin.contracts.catalogue import (
     AUDIT,
     AUDIT_EQUIVOCATION,
+    BALLOTS_WANTED,
     CONSENSUS_DECISION,
     CONSENSUS_LACKING,
     CONSENSUS_ROUND,
     CONSENSUS_SHOWN,
     CONSENSUS_VOTE,
+    CONSENSUS_WANTED,
     DECISION,
     LACKING,
     ROUND_OPENED,
     SHOWN,
     VOTE,
 )
-from tocsin.contracts.decisions import DecisionAnnounced, Lacking, Outcome
+from tocsin.contracts.decisions import BallotsWanted, DecisionAnnounced, Lacking, Outcome
 from tocsin.contracts.errors import (
     ExhaustedError,
     InvalidInputError,
@@ -139,6 +143,8 @@ class Carrier:
             await self._send_step(effect.decision, _as_sent(effect.data))
         elif isinstance(effect, Ask):
             await self._ask(effect)
+        elif isinstance(effect, Want):
+            await self._want(effect)
         elif isinstance(effect, Show):
             await self._show(effect)
         elif isinstance(effect, LookUp):
@@ -175,6 +181,19 @@ class Carrier:
         lacking = Lacking(decision=ask.decision, proposal=ask.proposal)
         at = {"instance": SpiffeId.parse(ask.instance).name}
         await self.bus.publish(CONSENSUS_LACKING, LACKING, lacking, at=at)
+
+    async def _want(self, want: Want) -> None:
+        """Ask for ballots; what is lost of this is asked for again."""
+        self.metrics.count("ballots_wanted", len(want.missing))
+        body = BallotsWanted(
+            decision=want.decision,
+            epoch=want.epoch.digest,
+            round=want.round,
+            seats=bitmap(want.epoch.seats, want.missing),
+            proposal=want.proposal.data,
+        )
+        at = {"decision": want.decision.hex()}
+        await self.bus.publish(CONSENSUS_WANTED, BALLOTS_WANTED, body, audience="all", at=at)
 
     async def _show(self, show: Show) -> None:
         self.metrics.count("shown")

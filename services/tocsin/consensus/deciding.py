@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tocsin.consensus.effects import Ask, Effect, End, LookUp, Opened, SendAgain, Show, Voted
+from tocsin.consensus.effects import Ask, Effect, End, LookUp, Opened, SendAgain, Show, Voted, Want
 from tocsin.consensus.pace import NS_PER_MS, Pace
 from tocsin.consensus.round import Round
 from tocsin.consensus.slot import Slot
 from tocsin.consensus.succession import Changes
 from tocsin.consensus.tally import Received, Tally
+from tocsin.consensus.wanting import Wanting
 from tocsin.contracts.decisions import Option, Outcome, Proposal, Step
 from tocsin.contracts.errors import InvalidInputError, TocsinError
 from tocsin.evidence.choices import Question
@@ -73,6 +74,7 @@ class Deciding:
         self._told = 0
         self._announce_ns: int | None = None
         self._looking = False
+        self._wanting = Wanting(pace)
 
     @property
     def slot(self) -> Slot:
@@ -105,6 +107,7 @@ class Deciding:
         number, sender = received.ballot.round, str(received.sender)
         current = self.round.question.round
         if number == current:
+            self._wanting.came(now_ns)
             return self.round.ballot(received) + self.advance(now_ns)
         if number < current:
             return []
@@ -165,6 +168,14 @@ class Deciding:
             self._looking = True
             effects.append(LookUp(self.decision))
         return effects + self._ask_ahead(now_ns) + self._tell_again(now_ns) + self.advance(now_ns)
+
+    def wants(self, now_ns: int, *, quiet: bool) -> list[Effect]:
+        """Ask for ballots, if the round waits for them and has had none for a while; see :class:`Wanting`."""
+        enough = self.round.ready or self.slot.commit is not None
+        if enough or not (missing := self.tally.missing) or not self._wanting.due(now_ns, quiet=quiet):
+            return []
+        number = self.round.question.round
+        return [Want(self.decision, self.epoch, self.proposal, number, frozenset(missing))]
 
     def restore(
         self,
@@ -249,6 +260,7 @@ class Deciding:
         self._ahead = {who: ahead for who, ahead in self._ahead.items() if ahead > number}
         self._ask_ns, self._asked = None, 0
         self._told = 0
+        self._wanting = Wanting(self._pace)
         self._tell_ns = now_ns + (rank or len(self._instances)) * self._pace.step_in_ns
         effects: list[Effect] = [Opened(self.epoch, self.proposal, opening, tell=rank == 0, begins=True)]
         for received in ballots:

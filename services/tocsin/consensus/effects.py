@@ -89,6 +89,18 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Want:
+    """Ask agents to send the ballots of a round again that have not come."""
+
+    decision: bytes
+    epoch: InstalledEpoch
+    proposal: Evidence[Proposal]
+    round: int
+    missing: frozenset[str]
+    """Ids of the participants."""
+
+
+@dataclass(frozen=True, slots=True)
 class Show:
     """Show an instance what it lacks."""
 
@@ -146,7 +158,7 @@ class End:
     missing: tuple[str, ...]
 
 
-Effect = CastVote | Opened | SendAgain | Ask | Show | Accuse | LookUp | Forget | End
+Effect = CastVote | Opened | SendAgain | Ask | Want | Show | Accuse | LookUp | Forget | End
 
 
 def vote_of(cast: slot.Cast, epoch: bytes, question: Question, counted: Counted | None = None) -> Vote:

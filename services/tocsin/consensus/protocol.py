@@ -98,6 +98,8 @@ class Protocol:
         self._floor = -1
         self.changes = Changes()
         self._stretch = 1.0
+        self._ballot_ns = 0
+        """When the last ballot came, of any decision."""
 
     @property
     def open_decisions(self) -> int:
@@ -206,6 +208,7 @@ class Protocol:
                 ``wrong_key`` or ``too_many_held``.
         """
         decision = received.ballot.decision
+        self._ballot_ns = now_ns
         if decision in self._past:
             return []
         deciding = self._deciding.get(decision)
@@ -298,8 +301,10 @@ class Protocol:
         self._ballots.forget(now_ns)
         self._steps.forget(now_ns)
         effects = self._ask_proposals(now_ns)
+        quiet = now_ns - self._ballot_ns >= self._pace.want_ns
         for deciding in list(self._deciding.values()):
             effects += self._after(deciding, deciding.tick(now_ns))
+            effects += deciding.wants(now_ns, quiet=quiet)
         return effects
 
     def restore(
