@@ -22,11 +22,12 @@ from _worker import Said, hear, say
 from pydantic import BaseModel, ConfigDict
 
 from tocsin.agent.ballots import BallotCaster, BallotLog
+from tocsin.agent.epochs import EpochReader
 from tocsin.bus import Bus, BusSettings, Context, Credentials, Sent
 from tocsin.bus.envelope import decode_envelope, encode_envelope
 from tocsin.contracts.base import Message
-from tocsin.contracts.catalogue import BALLOT, CONSENSUS_BALLOT, DELIVER_ALL
-from tocsin.contracts.decisions import Ballot, Choice, Proposal
+from tocsin.contracts.catalogue import BALLOT, CONSENSUS_BALLOT, CONSENSUS_WANTED, DELIVER_ALL
+from tocsin.contracts.decisions import Ballot, BallotsWanted, Choice, Proposal
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.crypto import select_backend
 from tocsin.evidence.choices import choice_digest
@@ -118,6 +119,7 @@ class Voters:
         )
         self._log = BallotLog(Path(plan.state_dir) / f"{own.name}.ballots")
         self._caster = BallotCaster(self._bus, self._log)
+        self._epochs = EpochReader(self._bus)
         self._ahead: dict[bytes, list[tuple[str, Sent]]] = {}
         self._last: dict[str, Sent] = {}
         """Each agent's ballot of the decision before."""
@@ -133,6 +135,7 @@ class Voters:
         async with self._bus:
             await asyncio.gather(*(self._bus.put_identity(who, chain) for who, chain in chains))
             await self._bus.subscribe(DELIVER_ALL, self._on_delivery)
+            await self._bus.subscribe(CONSENSUS_WANTED, self._on_wanted)
             say(Said(state="ready"))
             while (line := await hear()).strip() != "finish":
                 ahead = Ahead.model_validate_json(line)
@@ -141,6 +144,12 @@ class Voters:
                 say(Said(state="signed"))
         self._log.close()
         say(Said(state="done"))
+
+    async def _on_wanted(self, wanted: BallotsWanted, _: Context) -> None:
+        if (epoch := await self._epochs.find(wanted.epoch)) is not None:
+            await self._caster.send_again(
+                wanted, epoch.seats, set(self._plan.agents) - self._plan.hostile.keys()
+            )
 
     async def _on_delivery(self, body: Message, context: Context) -> None:
         if not isinstance(body, Proposal):

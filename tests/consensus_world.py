@@ -51,7 +51,6 @@ from tocsin.consensus.round import Round
 from tocsin.consensus.slot import Cast, Slot
 from tocsin.consensus.store import Keeping, end_entry, recover
 from tocsin.consensus.tally import Received
-from tocsin.consensus.wanting import bitmap
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_PROPOSAL, VOTE
 from tocsin.contracts.decisions import (
@@ -560,9 +559,8 @@ class World:
 
     def _want(self, _: Node, want: Want) -> None:
         """Have agents send again what they have cast, or hear of the question; each is asked on its own way."""
-        seats = bitmap(want.epoch.seats, want.missing)
-        for index, agent in enumerate(map(SpiffeId.parse, want.epoch.seats)):
-            if seats[index // 8] >> index % 8 & 1:
+        for agent in map(SpiffeId.parse, sorted(want.missing)):
+            if agent in self.agents:
                 self._later(lambda agent=agent: self._wanted(agent, want))  # type: ignore[misc]
 
     def _wanted(self, agent: SpiffeId, want: Want) -> None:

@@ -23,7 +23,6 @@ from tocsin.bus import Bus, Context
 from tocsin.contracts.catalogue import CONSENSUS_BALLOT
 from tocsin.contracts.decisions import BallotsWanted, Proposal, RoundOpened
 from tocsin.contracts.errors import InvalidInputError, UntrustedError
-from tocsin.contracts.identifiers import SpiffeId
 from tocsin.evidence.choices import Question
 from tocsin.evidence.committee import committee_of
 from tocsin.evidence.epochs import InstalledEpoch
@@ -120,21 +119,9 @@ class Balloting:
         if epoch is None or now < (self._wanted.get(where) or 0.0):
             return False
         self._wanted.keep(where, now + WANTED_EVERY_S)
-        unheard = False
-        for index, who in enumerate(epoch.seats):
-            if not (index // 8 < len(wanted.seats) and wanted.seats[index // 8] >> index % 8 & 1):
-                continue
-            agent = SpiffeId.parse(who)
-            if agent.name not in residents:
-                continue
-            kept = self._ballots.find(agent, wanted.decision, wanted.round)
-            if kept is None:
-                unheard |= wanted.decision not in self._heard
-                continue
-            at = {"decision": wanted.decision.hex(), "agent": agent.name}
-            await self._bus.send(CONSENSUS_BALLOT.at(**at), kept)
-            self._bus.metrics.count("ballots_sent_again")
-        return unheard
+        mine = {str(resident.agent.id) for resident in residents.values()}
+        silent = await self._caster.send_again(wanted, epoch.seats, mine)
+        return bool(silent) and wanted.decision not in self._heard
 
     async def ballot_again(self, known: _Open, resident: Resident) -> None:
         """Ask an agent in a round after the first, and cast its ballot."""

@@ -14,12 +14,13 @@ log was deleted.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from tocsin.bus import Bus, Context, Sent
 from tocsin.contracts.catalogue import BALLOT, CONSENSUS_BALLOT
-from tocsin.contracts.decisions import Ballot, Choice, Option, Proposal
+from tocsin.contracts.decisions import Ballot, BallotsWanted, Choice, Option, Proposal
 from tocsin.contracts.errors import ConflictError, ExhaustedError, InvalidInputError
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.evidence.choices import Question
@@ -179,6 +180,32 @@ class BallotCaster:
         kept = self._log.find(agent, decision, number)
         assert kept is not None  # noqa: S101 - it is in the log, or its task has failed above
         return await self._send(agent, decision, kept)
+
+    async def send_again(
+        self, wanted: BallotsWanted, seats: Iterable[str], mine: Container[str]
+    ) -> list[SpiffeId]:
+        """Send again what agents have cast in a round, if it is wanted; return those that have cast nothing there.
+
+        Args:
+            wanted: what an instance lacks.
+            seats: ids of the epoch's participants, in order.
+            mine: ids of this process's agents.
+
+        Raises:
+            UnavailableError: the broker refuses.
+        """
+        silent = []
+        for index, who in enumerate(seats):
+            if who not in mine or not wanted.wants(index):
+                continue
+            agent = SpiffeId.parse(who)
+            kept = self._log.find(agent, wanted.decision, wanted.round)
+            if kept is None:
+                silent.append(agent)
+            else:
+                await self._send(agent, wanted.decision, kept)
+                self._bus.metrics.count("ballots_sent_again")
+        return silent
 
     def _ended(self, key: _Key, task: asyncio.Task[Sent]) -> None:
         self._casting.pop(key, None)

@@ -329,6 +329,10 @@ class BallotsWanted(Message):
     proposal: Annotated[bytes, Field(max_length=MAX_PROPOSAL_BYTES)]
     """The proposal's envelope."""
 
+    def wants(self, index: int) -> bool:
+        """Tell whether the ballot of the epoch's participant with this index is wanted."""
+        return index // 8 < len(self.seats) and bool(self.seats[index // 8] >> index % 8 & 1)
+
 
 class Lacking(Message):
     """An instance asks another for what it lacks of a decision."""

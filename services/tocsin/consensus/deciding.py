@@ -169,13 +169,12 @@ class Deciding:
             effects.append(LookUp(self.decision))
         return effects + self._ask_ahead(now_ns) + self._tell_again(now_ns) + self.advance(now_ns)
 
-    def wants(self, now_ns: int, *, quiet: bool) -> list[Effect]:
+    def wants(self, now_ns: int, *, quiet: bool) -> Want | None:
         """Ask for ballots, if the round waits for them and has had none for a while; see :class:`Wanting`."""
-        enough = self.round.ready or self.slot.commit is not None
-        if enough or not (missing := self.tally.missing) or not self._wanting.due(now_ns, quiet=quiet):
-            return []
-        number = self.round.question.round
-        return [Want(self.decision, self.epoch, self.proposal, number, frozenset(missing))]
+        if self.slot.commit is not None or self.round.ready or not self._wanting.due(now_ns, quiet=quiet):
+            return None
+        missing, number = frozenset(self.tally.missing), self.round.question.round
+        return Want(self.decision, self.epoch, self.proposal, number, missing) if missing else None
 
     def restore(
         self,

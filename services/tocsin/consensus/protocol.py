@@ -41,6 +41,8 @@ MAX_KNOWN_EPOCHS = 8
 MAX_SHOWN = 1024
 """Announced decisions whose commit is kept, for those that are late."""
 SHOW_AGAIN_NS = 200 * NS_PER_MS
+WANTED_AT_ONCE = 8192
+"""Ballots that are asked for before those of further decisions are: half of the line that they come by."""
 MAX_STRETCH = 8
 """How many times longer than set the first view may become on a busy machine: 320 ms with 40. A hostile leader that is
 slow on purpose costs no more than that."""
@@ -100,6 +102,8 @@ class Protocol:
         self._stretch = 1.0
         self._ballot_ns = 0
         """When the last ballot came, of any decision."""
+        self._wanted_ns = 0
+        """When agents were last asked for ballots, of any decision."""
 
     @property
     def open_decisions(self) -> int:
@@ -301,10 +305,23 @@ class Protocol:
         self._ballots.forget(now_ns)
         self._steps.forget(now_ns)
         effects = self._ask_proposals(now_ns)
-        quiet = now_ns - self._ballot_ns >= self._pace.want_ns
         for deciding in list(self._deciding.values()):
             effects += self._after(deciding, deciding.tick(now_ns))
-            effects += deciding.wants(now_ns, quiet=quiet)
+        return effects + self._wants(now_ns)
+
+    def _wants(self, now_ns: int) -> list[Effect]:
+        """Ask for ballots, those of the oldest decisions first, and for no more at once than the line has room for."""
+        asked_ns = now_ns - self._wanted_ns
+        quiet = min(asked_ns, now_ns - self._ballot_ns) >= self._pace.want_ns
+        effects: list[Effect] = []
+        if not quiet and asked_ns < self._pace.want_late_ns:
+            return effects
+        room = WANTED_AT_ONCE
+        for deciding in self._deciding.values():
+            if room > 0 and (want := deciding.wants(now_ns, quiet=quiet)) is not None:
+                effects.append(want)
+                room -= len(want.missing)
+                self._wanted_ns = now_ns
         return effects
 
     def restore(
