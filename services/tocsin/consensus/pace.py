@@ -21,9 +21,9 @@ class Pace:
     step_in_ns: int = 1_000 * NS_PER_MS
     """How much later than the one before it an instance announces, or tells agents of a round."""
 
-    want_ns: int = 250 * NS_PER_MS
+    want_ns: int = 1_000 * NS_PER_MS
     """How long no ballot at all must have come before agents are asked for those that are missing."""
-    want_late_ns: int = 2_000 * NS_PER_MS
+    want_late_ns: int = 3_000 * NS_PER_MS
     """The same where ballots of other decisions go on coming, but none of this one."""
 
     settle_ns: int = 100 * NS_PER_MS

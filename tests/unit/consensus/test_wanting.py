@@ -40,9 +40,10 @@ def test_who_is_missing_is_asked_once_it_is_quiet_and_ever_less_often() -> None:
             asked.append(passed_ms)
             assert want.missing == {str(who) for who in council.voters[1:]}
             assert (want.decision, want.round) == (proposal.leaf, 1)
-    assert 350 <= asked[0] <= 360
+    want_ms = PACE.want_ns // MS
+    assert 100 + want_ms <= asked[0] <= 110 + want_ms
     pauses = [after - before for before, after in pairwise(asked)]
-    assert pauses[:4] == [500, 1000, 2000, 4000]
+    assert pauses[:3] == [2 * want_ms, 4 * want_ms, 8 * want_ms]
 
 
 def test_nobody_is_asked_once_there_is_something_to_propose() -> None:
