@@ -3,8 +3,8 @@
 A round after the first is believed when its commit verifies: who says that it has begun need not be believed. It can
 be told of any number of times, as a proposal can; what was cast is sent again in its own bytes.
 
-Does not know a decision whose proposal it has not seen: a host that starts between two rounds takes no part in what is
-already open.
+A proposal that this host has missed, or what was sent of its ballots and lost, it hears of when an instance misses the
+ballots (:mod:`tocsin.consensus.wanting`).
 """
 
 from __future__ import annotations

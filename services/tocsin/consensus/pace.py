@@ -23,7 +23,7 @@ class Pace:
 
     want_ns: int = 1_000 * NS_PER_MS
     """How long no ballot at all must have come before agents are asked for those that are missing."""
-    want_late_ns: int = 3_000 * NS_PER_MS
+    want_late_ns: int = 5_000 * NS_PER_MS
     """The same where ballots of other decisions go on coming, but none of this one."""
 
     settle_ns: int = 100 * NS_PER_MS
