@@ -4,7 +4,7 @@
     python loadtest/consensus.py --mode live --key-scope agent --sweep 4,16,64,128,256,350,512,847
     python loadtest/consensus.py --agents 847 --instances 4 --byzantine 0.317 --decisions 1247
     python loadtest/consensus.py --agents 40 --instances 4 --kill-leader --decisions 20
-    python loadtest/consensus.py --agents 160 --mode live --concurrent 100
+    python loadtest/consensus.py --agents 847 --mode live --concurrent 100
 
 One decision at a time (but with ``--concurrent``), over a real broker and instances that are the real service. In mode
 ``collector`` ballots were signed before the proposal is sent, so that an instance of consensus is measured; in mode

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Annotated
 
 import typer
 
+from tocsin.agent.ends import Ends
+from tocsin.agent.epochs import EpochReader
 from tocsin.agent.openc2 import (
     OpenC2Response,
     Status,
@@ -137,8 +140,9 @@ class Asker:
         self._changed = asyncio.Event()
         self._wished = b""
         self._answer = Answer(command, frozenset())
-        # What overtakes the proposal on the way here.
-        self._early: list[tuple[str, DecisionAnnounced | Actuation]] = []
+        self._ends = Ends(bus, EpochReader(bus))
+        # What overtakes the proposal on the way here; of others' much the oldest is forgotten.
+        self._early: deque[tuple[str, DecisionAnnounced | Actuation]] = deque(maxlen=MAX_EARLY)
 
     async def ask(self, *, within_s: float) -> Answer:
         """Return what became of the wish, as far as it came in time.
@@ -180,19 +184,22 @@ class Asker:
         return True
 
     async def _on_delivered(self, body: Message, context: Context) -> None:
-        if isinstance(body, Proposal) and body.workflow == self._wished and not self._answer.decision:
+        is_answer = isinstance(body, Proposal) and body.workflow == self._wished
+        if is_answer and context.sender.role is Role.ADMIN and not self._answer.decision:
             self._answer.decision, self._answer.proposer = context.leaf, context.sender.name
-            early, self._early = self._early, []
-            for sender, fact in early:
+            for sender, fact in self._early:
                 self._note(sender, fact)
+            self._early.clear()
             self._changed.set()
 
     async def _on_fact(self, body: Message, context: Context) -> None:
         if not isinstance(body, DecisionAnnounced | Actuation):
             return
+        if isinstance(body, DecisionAnnounced):
+            await self._ends.prove(body)
         if self._answer.decision:
             self._note(context.sender.name, body)
-        elif len(self._early) < MAX_EARLY:
+        else:
             self._early.append((context.sender.name, body))
 
     def _note(self, sender: str, fact: DecisionAnnounced | Actuation) -> None:
