@@ -12,6 +12,7 @@ from support import World, eventually
 
 from tocsin.agent import AgentHost
 from tocsin.bus import Bus
+from tocsin.cli.decision_arguments import members_of
 from tocsin.contracts.catalogue import (
     COORDINATION,
     DELIVER_GROUP,
@@ -56,6 +57,8 @@ async def test_a_mission_is_planned_accepted_worked_at_and_joined(world: World) 
         view = await one.cli.request(FLEET_MISSION, MissionQuestion(mission=mission), timeout_s=5)
         assert of(view.record, "fill").state is ObjectiveState.WAITING
         assert view.record.topology.hops >= 1
+        members = {objective.agent for objective in view.record.objectives}
+        assert await members_of(one.cli, mission) == sorted(members)  # whom `tocsin decision propose` asks
         await eventually(lambda: any(event.news is MissionNews.COORDINATED for event in one.news))
         one.script.released |= {"dig", "look"}
         await eventually(lambda: {name for name, *_ in one.script.begun} == {"dig", "look", "fill"})

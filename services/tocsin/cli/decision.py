@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tocsin.agent.epochs import fetch_proof
-from tocsin.agent.protected import parse_address
 from tocsin.bus import Bus, stop_on_signal
 from tocsin.cli import reach
 from tocsin.cli.decision_archive import Archive
+from tocsin.cli.decision_arguments import members_of, options_from, question, scope_from
 from tocsin.cli.decision_asking import Question
 from tocsin.cli.decision_views import (
     Ended,
@@ -30,10 +31,9 @@ from tocsin.cli.exits import Exit
 from tocsin.cli.reach import DEFAULT_STATE, RemoteOption, StateOption
 from tocsin.cli.respond import parse_duration
 from tocsin.cli.results import delivery_of
-from tocsin.contracts.decisions import Option, Outcome, QuestionWish, Scope
+from tocsin.contracts.decisions import Outcome, Scope
 from tocsin.contracts.errors import ConflictError, InvalidInputError
-from tocsin.contracts.identifiers import Role, SpiffeId
-from tocsin.contracts.response import Action, Command
+from tocsin.contracts.identifiers import SpiffeId
 from tocsin.contracts.routing import Delivery
 from tocsin.evidence.bundle import MAX_BUNDLE_BYTES
 from tocsin.evidence.closure import is_closure, verify_closure
@@ -64,7 +64,7 @@ def propose(
     lasts: Annotated[str, typer.Option("--for", help="How long a command lasts: 90s, 30m, 1h, 2d.")] = "1h",
     scope: Annotated[str, typer.Option(help="Whom to ask: all, or role:<role>.")] = "all",
     mission: Annotated[
-        str | None, typer.Option(help="Ask the members of this mission, named by --member.")
+        str | None, typer.Option(help="Ask the members of this mission: who works at it, or each --member.")
     ] = None,
     member: Annotated[list[str] | None, typer.Option("--member", help="A member of the mission.")] = None,
     rounds: Annotated[
@@ -81,18 +81,22 @@ def propose(
     Stock agents have grounds for commands only, and abstain where options are words: those of your own answer in their
     `on_proposal`.
     """
-    wish = question(
+    ask = partial(
+        question,
         subject,
         options_from(option or [], deny, contain, lasts),
-        scope_from(scope, mission, member or []),
         rounds=rounds,
         deadline_ms=1000 * parse_duration(deadline),
         evidence=tuple(evidence or ()),
     )
+    wish = ask(Scope() if mission is not None and not member else scope_from(scope, mission, member or []))
 
     async def work() -> Exit:
+        nonlocal wish
         configure_logging("decision", level="error")
         async with reach.bus(state, remote) as bus:
+            if mission is not None and not member:
+                wish = ask(scope_from(scope, mission, await members_of(bus, mission)))
             ended = await Question(bus, wish).ask(within_s=wish.rounds * wish.deadline_ms / 1000 + 30)
             delivery = await until_accounted(bus, ended)
         if as_json:
@@ -231,91 +235,6 @@ def verify_command(
         reach.show(verified.json())
     else:
         reach.show("\n".join(verified_lines(verified, SpiffeId.parse(verified.proposer).domain)))
-
-
-# --- From arguments -----------------------------------------------------------------------------
-
-
-def options_from(named: list[str], deny: str | None, contain: str | None, lasts: str) -> tuple[Option, ...]:
-    """Return the options of a question.
-
-    Raises:
-        InvalidInputError: ``bad_options``, ``bad_address`` or ``bad_duration``.
-    """
-    if deny is not None and contain is not None:
-        raise InvalidInputError("ask about one command at a time", reason="bad_options")
-    options = []
-    if (address := deny or contain) is not None:
-        action = Action.DENY if deny is not None else Action.CONTAIN
-        command = Command(action=action, address=str(parse_address(address)), duration_s=parse_duration(lasts))
-        options.append(
-            Option(name=action.value, command=command, text=f"{action.value} {command.address} for {lasts}")
-        )
-        if not named:
-            options.append(Option(name="observe", command=None, text=f"do nothing about {command.address}"))
-    for text in named:
-        name, _, said = text.partition("=")
-        try:
-            options.append(Option(name=name.strip(), command=None, text=(said or name).strip()))
-        except ValueError:
-            raise InvalidInputError(
-                f"{name[:40]!r} is no name of an option: lower case, digits and dashes", reason="bad_options"
-            ) from None
-    if len(options) < 2:
-        raise InvalidInputError("a question has two options at least", reason="bad_options")
-    return tuple(options)
-
-
-def scope_from(scope: str, mission: str | None, members: list[str]) -> Scope:
-    """Return whom a question is for.
-
-    Raises:
-        InvalidInputError: ``bad_scope``.
-    """
-    kind, _, role = scope.partition(":")
-    try:
-        if mission is not None:
-            return Scope(mission=mission, members=tuple(sorted(set(members))))
-        if kind == "role":
-            return Scope(role=Role(role))
-    except ValueError:
-        kind = ""
-    if kind != "all" or members:
-        raise InvalidInputError(
-            "a scope is all, role:<role>, or a mission with its members", reason="bad_scope"
-        )
-    return Scope()
-
-
-def question(
-    subject: str,
-    options: tuple[Option, ...],
-    scope: Scope,
-    *,
-    rounds: int,
-    deadline_ms: int,
-    evidence: tuple[str, ...],
-) -> QuestionWish:
-    """Return an operator's question.
-
-    Raises:
-        InvalidInputError: ``bad_question``.
-    """
-    try:
-        return QuestionWish(
-            subject=subject,
-            options=options,
-            evidence=evidence,
-            deadline_ms=deadline_ms,
-            rounds=rounds,
-            scope=scope,
-        )
-    except ValueError as error:
-        raise InvalidInputError(
-            "no question: its texts have at most 512 characters, and there are at most 8 options, 31 lines of evidence "
-            "and 10 minutes for a round",
-            reason="bad_question",
-        ) from error
 
 
 # --- What was decided ---------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tocsin.cli.decision import options_from, scope_from
+from tocsin.cli.decision_arguments import options_from, scope_from
 from tocsin.cli.decision_views import Ended, lines_of, list_lines, view_of
 from tocsin.contracts.decisions import DecisionAnnounced, Option, Outcome, Scope
 from tocsin.contracts.errors import InvalidInputError, TocsinError
