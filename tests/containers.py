@@ -39,6 +39,8 @@ VERSION = "test"
 """Tag of the images that are built here, so that those of this machine's user stay as they are."""
 ONCE = "provision"
 """Ends when it has done its work; all others run."""
+PATIENCE_S = 30.0
+"""How long a stack on few, busy cores may leave a question unanswered."""
 BUILD_TIMEOUT_S = 1200
 HEALTHY_WITHIN_S = 120.0
 
@@ -130,13 +132,18 @@ class ComposeStack:
         return str(self.engine.containers.get(container).logs(), "utf-8", "replace")
 
     def rest(self, what: str) -> dict[str, Any]:
-        """Ask the gateway, as its README says."""
+        """Ask the gateway, as its README says; again, while it says that a service behind it does not answer yet."""
         token = self.installation.api_token.read_text().strip()
-        answer = httpx.get(
-            f"http://127.0.0.1:{self.api_port}/api/v1/{what}",
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=10,
-        )
+        until_s = time.monotonic() + PATIENCE_S
+        while True:
+            answer = httpx.get(
+                f"http://127.0.0.1:{self.api_port}/api/v1/{what}",
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=10,
+            )
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > until_s:
+                break
+            time.sleep(0.5)
         assert answer.status_code == 200, answer.text
         asked: dict[str, Any] = answer.json()
         return asked

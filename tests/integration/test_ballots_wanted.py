@@ -18,7 +18,12 @@ from tocsin.contracts.identifiers import SpiffeId
 
 
 async def test_ballots_that_were_lost_are_sent_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def lose(_: BallotCaster, __: SpiffeId, ___: bytes, sent: Sent) -> Sent:
+    send, lost = BallotCaster._send, set[SpiffeId]()
+
+    async def lose(caster: BallotCaster, agent: SpiffeId, decision: bytes, sent: Sent) -> Sent:
+        if agent in lost:
+            return await send(caster, agent, decision, sent)
+        lost.add(agent)
         return sent
 
     async with republic_in(world) as republic:

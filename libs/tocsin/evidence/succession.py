@@ -191,11 +191,14 @@ def unpack_epoch(data: bytes, trust: TrustStore) -> InstalledEpoch:
     try:
         root, chain, record, passages = unpack(data, max_array=MAX_CHAIN)
         line = tuple(Passage(*map(int, passage)) for passage in passages)
+        chain = tuple(chain)
     except (TypeError, ValueError) as error:
         raise InvalidInputError("no epoch that was kept", reason="malformed") from error
+    if any(type(one) is not bytes for one in (root, record, *chain)):
+        raise InvalidInputError("no epoch that was kept: its parts are no bytes", reason="malformed")
     open_epoch(root, trust)
     made = decode_body(Epoch, record)
-    return InstalledEpoch(made, epoch_digest(made), root, chain=tuple(chain), passages=line)
+    return InstalledEpoch(made, epoch_digest(made), root, chain=chain, passages=line)
 
 
 def _recent(passages: Sequence[Passage], at_ns: int) -> tuple[Passage, ...]:
