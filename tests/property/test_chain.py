@@ -8,7 +8,7 @@ import msgpack
 import pytest
 from chains import Line
 from council import Council
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tocsin.contracts.decisions import EpochChange, Participant, Removal, RemovalCause
@@ -80,6 +80,7 @@ def test_links_in_any_other_order_or_number_are_refused(order: list[int]) -> Non
         ).map(msgpack.packb),
     )
 )
+@example(b"\x94\x00\x00\x00\x90")
 def test_other_bytes_are_no_bundle_and_no_epoch_that_was_kept(data: bytes) -> None:
     line, _, _ = made()
     for act in (
