@@ -17,6 +17,7 @@ from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import CONSENSUS_BALLOT, CONSENSUS_DECISION, DELIVER_ALL, EVENT
 from tocsin.contracts.decisions import Ballot, Choice, DecisionAnnounced, Proposal
 from tocsin.contracts.errors import UnavailableError
+from tocsin.contracts.identifiers import Role
 from tocsin.contracts.observations import SensorReady
 from tocsin.contracts.response import Actuation, ActuationOutcome
 from tocsin.contracts.routing import Delivery, ThreatAlert
@@ -143,6 +144,8 @@ class Job:
         self.note("alert", text, headline=len(story.alerts) == 1)
 
     def _on_proposal(self, proposal: Proposal, context: Context) -> None:
+        if context.sender.role is not Role.ADMIN:
+            return  # a question of somebody else's, whatever workflow it names
         case = self._case(proposal.workflow)
         if case.proposal is None:
             case.proposal, case.decision_id = proposal, context.leaf

@@ -12,16 +12,17 @@ from tocsin.evidence.certificate import DecisionCertificate
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.reading import Evidence, read
 from tocsin.evidence.succession import INSTALL, asks_for_epoch, succession_of
-from tocsin.evidence.verification import CONSENSUS_AUDIENCE, follow
+from tocsin.evidence.verification import CONSENSUS_AUDIENCE, check_proposal, follow
 
 
 def check_change(proposal: Evidence[Proposal], epoch: InstalledEpoch | None, backend: SignatureBackend) -> None:
     """Refuse a proposal whose change breaks the rule: no decision is opened on it. CPU-bound where it brings proofs.
 
     Raises:
-        TocsinError: as :func:`succession_of`.
+        TocsinError: as :func:`check_proposal`, which costs nothing, and :func:`succession_of`.
     """
     if epoch is not None and proposal.body.epoch == epoch.digest:
+        check_proposal(proposal, epoch)
         succession_of(proposal.body, proposal.leaf, epoch, backend)
 
 

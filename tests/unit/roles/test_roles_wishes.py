@@ -124,6 +124,22 @@ async def test_the_next_one_takes_over_only_if_nobody_has_proposed(monkeypatch: 
     assert other.sent == []
 
 
+@pytest.mark.parametrize("role", [Role.HUNTER, Role.CANARY])
+async def test_a_question_that_names_a_wish_keeps_no_admin_from_it(
+    monkeypatch: pytest.MonkeyPatch, role: Role
+) -> None:
+    monkeypatch.setattr(module, "TAKE_OVER_S", 0.05)
+    first, second, _ = by_turn()
+    office, other = Office(), Office()
+    await admin_at(first, office).on_alert(WISH, context())
+    await eventually(lambda: len(office.sent) == 1)
+    admin = admin_at(second, other)
+    await admin.on_alert(WISH, context())
+    await admin.on_proposal(office.sent[0], context(SpiffeId.agent("t.tocsin", role, "a")))
+    await asyncio.gather(*other.tasks)
+    assert len(other.sent) == 1
+
+
 async def test_the_same_is_not_proposed_twice() -> None:
     office = Office()
     admin = admin_at(by_turn()[0], office)

@@ -293,9 +293,14 @@ class Admin(Agent):
         self.host.spawn(self._succeed(wish), f"membership to {self.name}")
 
     async def on_proposal(self, proposal: Proposal, context: Context) -> BallotChoice | None:
-        """Note that somebody has proposed, and choose."""
-        self._proposed.keep(proposal.workflow, None)
-        if proposal.change is not None:
+        """Note that an admin has proposed, and choose.
+
+        Others name what workflow they like in their questions: that keeps nobody from proposing.
+        """
+        by_admin = context.sender.role is Role.ADMIN
+        if by_admin:
+            self._proposed.keep(proposal.workflow, None)
+        if by_admin and proposal.change is not None:
             lasts_ns = min(MAX_ROUNDS * proposal.deadline_ms * 1_000_000, CHANGE_NS)
             self._changes.keep(context.leaf, context.content.issued_at + lasts_ns)
         return await super().on_proposal(proposal, context)
