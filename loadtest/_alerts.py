@@ -37,6 +37,11 @@ class SentAlert(BaseModel):
     failure: str = ""
     """The reason that the sender was told."""
 
+    @property
+    def ended_ns(self) -> int:
+        """When the sending ended, well or not; monotonic."""
+        return self.begun_ns + round(self.took_ms * 1e6)
+
 
 class Heard(BaseModel):
     """What one host heard, and sent."""
@@ -178,7 +183,9 @@ class Fault:
 
 
 def during(faults: Sequence[Fault], alerts: Sequence[Alert]) -> list[dict[str, Any]]:
-    """Return what became of the alerts that were sent while each fault lasted.
+    """Return what became of the alerts that were being sent while each fault lasted.
+
+    One that was under way when it began counts: with a broker gone, its sending may last as long as the fault.
 
     ``late`` are those that some agent had only after the fault was healed; ``after_healing_ms`` is how long after
     it the last of the agents had them.
@@ -187,7 +194,11 @@ def during(faults: Sequence[Fault], alerts: Sequence[Alert]) -> list[dict[str, A
 
 
 def _during(fault: Fault, alerts: Sequence[Alert]) -> dict[str, Any]:
-    meanwhile = [alert for alert in alerts if fault.begun_ns <= alert.sent.begun_ns < fault.healed_ns]
+    meanwhile = [
+        alert
+        for alert in alerts
+        if alert.sent.begun_ns < fault.healed_ns and alert.sent.ended_ns >= fault.begun_ns
+    ]
     late = [alert for alert in meanwhile if alert.last_ns > fault.healed_ns]
     counted: Mapping[str, int] = {
         "alerts": len(meanwhile),

@@ -74,6 +74,8 @@ class Deciding:
         self._told = 0
         self._announce_ns: int | None = None
         self._looking = False
+        self._looks_for_end = False
+        """Whether the last look-up began once the decision was over."""
         self._wanting = Wanting(pace)
 
     @property
@@ -165,8 +167,7 @@ class Deciding:
         effects = self.round.tick(now_ns)
         if not self._looking and any(isinstance(effect, SendAgain) for effect in effects):
             # Nobody goes on with it: it may be over, and those that knew its commit have restarted since.
-            self._looking = True
-            effects.append(LookUp(self.decision))
+            effects.append(self._look_up())
         return effects + self._ask_ahead(now_ns) + self._tell_again(now_ns) + self.advance(now_ns)
 
     def wants(self, now_ns: int, *, quiet: bool) -> Want | None:
@@ -204,14 +205,18 @@ class Deciding:
             [one for one in ballots if one.ballot.round == number],
             [one for one in own if one.vote.round == number],
         )
-        self._looking = True
-        return [LookUp(self.decision), *again, *self.advance(now_ns)]
+        return [self._look_up(), *again, *self.advance(now_ns)]
 
     def step_in(self, now_ns: int) -> list[Effect]:
-        """Announce: nobody has. Without the ballots for what was committed, ask for them and look again later."""
+        """Announce: nobody has. Without the ballots for what was committed, ask for them and look again later.
+
+        What was looked up before the decision was over says nothing of its announcement: each waits for its turn.
+        """
         self._looking = False
         if not self.over:
             return []
+        if not self._looks_for_end:
+            return self._conclude(now_ns)
         end = self._end()
         if end is None:
             self.round.wants_ballots = True
@@ -321,19 +326,25 @@ class Deciding:
     def _conclude(self, now_ns: int) -> list[Effect]:
         """Once it is over: announce at once as the leader of that view, else look later whether it is announced."""
         commit = self.slot.commit
-        if commit is None or self._looking or not self.over:
+        if commit is None or not self.over:
             return []
         rank = self._rank(self.slot.leader(commit.view))
+        if self._announce_ns is None:
+            self._announce_ns = now_ns + max(rank, 1) * self._pace.step_in_ns
+        if self._looking:
+            return []
         if rank == 0:
             if (end := self._end()) is not None:
                 return [end]
             self.round.wants_ballots = True
-        if self._announce_ns is None:
-            self._announce_ns = now_ns + max(rank, 1) * self._pace.step_in_ns
         if now_ns < self._announce_ns:
             return []
-        self._looking = True
-        return [LookUp(self.decision)]
+        return [self._look_up()]
+
+    def _look_up(self) -> LookUp:
+        """Ask whether the decision is announced."""
+        self._looking, self._looks_for_end = True, self.over
+        return LookUp(self.decision)
 
     def _end(self) -> End | None:
         commit, outcome, certificate = self.slot.commit, self.round.ended(), self.round.decided()

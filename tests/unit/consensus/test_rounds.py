@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 from council import DENY, NOW_NS, OPTIONS, Council, ballot_in, proposal_body
 
-from tocsin.consensus.effects import Ask, CastVote, Effect, End, Opened, Show, Voted
+from tocsin.consensus.effects import Ask, CastVote, Effect, End, LookUp, Opened, Show, Voted
 from tocsin.consensus.protocol import Protocol
 from tocsin.consensus.store import Keeping, recover
 from tocsin.consensus.tally import Received
@@ -378,6 +378,32 @@ def test_the_leader_of_the_committed_view_tells_first_and_the_others_later(four:
         told.append([effect.tell for effect in one.happened if isinstance(effect, Opened)])
     # Again, after 4 s by the first, after 1 s by the next in turn, and ever more rarely.
     assert told == [[True, True], [False, True]]
+
+
+def test_what_was_looked_up_before_the_end_lets_nobody_announce_out_of_turn(four: Council) -> None:
+    """A slow view is looked up; the leader may announce while the answer to that is still on its way."""
+    one, proposal = Instance(four), led_by(four, 3)
+    one.open(proposal)
+    question = question_of(proposal)
+    one.ballot(question, dict.fromkeys(range(5), 0))
+
+    def looked_up() -> int:
+        return sum(isinstance(effect, LookUp) for effect in one.happened)
+
+    for at_ms in range(10, 500, 10):
+        one.tick(at_ms)
+    assert looked_up() == 1
+    one.hear(*commit(four, question, question.decide(0)), now_ms=500)
+    for at_ms in (501, 1_400):
+        one.take(one.protocol.step_in(proposal.leaf, NOW_NS + at_ms * MS))
+        assert not any(isinstance(effect, End) for effect in one.happened)
+    one.tick(1_499)
+    assert looked_up() == 1
+    # Its turn: it looks again, and announces if nobody has.
+    one.tick(1_500)
+    assert looked_up() == 2
+    one.take(one.protocol.step_in(proposal.leaf, NOW_NS + 1_510 * MS))
+    assert one.end.outcome is Outcome.DECIDED
 
 
 def test_who_is_behind_is_brought_to_the_last_round_by_the_commit_before_it(four: Council) -> None:
