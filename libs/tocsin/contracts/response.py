@@ -44,7 +44,7 @@ class ResponseOrder(Message):
 
     decision: Digest
     certificate: Digest
-    """SHA-256 of the decision's certificate."""
+    """SHA-256 of the decision's certificate, as its sender had it; another one of the same decision proves as much."""
     command: Command
 
 
