@@ -202,11 +202,13 @@ def test_all_other_services_without_state_scale(stack: ComposeStack, runs: Path)
     names = ("router", "fleet", "workflow", "balancer", "worker", "qpu-manager", "monitor")
     scales = [word for name in names for word in ("--scale", f"{name}=2")]
     stack.compose.run("up", "--detach", "--no-build", *scales)
-    stack.wait_healthy()
-    assert {name: len(stack.containers(name)) for name in names} == dict.fromkeys(names, 2)
-    assert_whole_story(stack.demo(runs, *given("zeek/port-scan-vertical.conn.log")))
-    stack.compose.run("up", "--detach", "--no-build")  # without --scale: one each again
-    stack.wait_healthy()
+    try:
+        stack.wait_healthy()
+        assert {name: len(stack.containers(name)) for name in names} == dict.fromkeys(names, 2)
+        assert_whole_story(stack.demo(runs, *given("zeek/port-scan-vertical.conn.log")))
+    finally:
+        stack.compose.run("up", "--detach", "--no-build")  # without --scale: one each again
+        stack.wait_healthy()
 
 
 def given(data: str) -> tuple[str, str]:

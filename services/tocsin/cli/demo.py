@@ -38,6 +38,8 @@ from tocsin.evidence.verification import VerifiedDecision, verify
 from tocsin.telemetry import Metrics
 
 FIGURES_INTERVAL_S = 1.0
+REPORT_FIGURES_WITHIN_S = 15.0
+"""The job is done by then, so its report waits for a monitor that is starved of its core."""
 LAST_FIGURES_S = 1.2
 """Every process publishes its figures each second: wait for those that include the end of the story."""
 SENSORS_TIMEOUT_S = 10.0
@@ -268,8 +270,8 @@ async def _certificates(bus: Bus, story: Story, root_pem: bytes) -> dict[bytes, 
     return held
 
 
-async def _figures(bus: Bus) -> Figures | None:
-    return await bus.request(MONITOR_FIGURES, FiguresRequest(), timeout_s=3.0)
+async def _figures(bus: Bus) -> Figures:
+    return await bus.request(MONITOR_FIGURES, FiguresRequest(), timeout_s=REPORT_FIGURES_WITHIN_S)
 
 
 async def _show_figures(bus: Bus, screen: Screen) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 from tocsin.bus import Bus, Context
 from tocsin.cli.story import Case, JobOutcome, Moment, Story
@@ -28,7 +29,8 @@ CASE_TIMEOUT_S = 45.0
 """For a case to come from its alert to its end."""
 QUIET_S = 2.5
 """A hunter gathers for at most two seconds: so long after the last alert, no further case begins."""
-MAX_EARLY_BALLOTS = 64
+MAX_EARLY = 4096
+"""What was heard of decisions whose proposals have not come yet; what goes beyond is not in the story."""
 MAX_EARLY_DELIVERIES = 256
 NS_PER_MS = 1e6
 
@@ -48,7 +50,7 @@ class Job:
         self._changed = asyncio.Event()
         self._attack_ns: int | None = None
         self._last_alert_s = 0.0
-        self._early_ballots: dict[bytes, dict[str, str]] = {}
+        self._early: dict[bytes, list[Callable[[Case], None]]] = {}
         self._early_deliveries: dict[bytes, Delivery] = {}
 
     async def watch(self) -> None:
@@ -115,8 +117,16 @@ class Job:
     def _case(self, workflow: bytes) -> Case:
         return self.story.cases.setdefault(workflow, Case(workflow))
 
-    def _case_of(self, decision: bytes) -> Case | None:
-        return next((case for case in self.story.cases.values() if case.decision_id == decision), None)
+    def _about(self, decision: bytes, tell: Callable[[Case], None]) -> None:
+        """Tell the case of a decision something, once its proposal is known.
+
+        What follows that can overtake it on the way here: each subject has a line of its own, emergencies as well.
+        """
+        case = next((case for case in self.story.cases.values() if case.decision_id == decision), None)
+        if case is not None:
+            tell(case)
+        elif sum(map(len, self._early.values())) < MAX_EARLY:
+            self._early.setdefault(decision, []).append(tell)
 
     async def _on_delivered(self, body: Message, context: Context) -> None:
         if isinstance(body, ThreatAlert):
@@ -127,12 +137,7 @@ class Job:
     def _on_alert(self, alert: ThreatAlert, context: Context) -> None:
         story = self.story
         if alert.order is not None:
-            case = self._case_of(alert.order.decision)
-            if case is not None:
-                case.order_leaf, case.order_issued_ns = context.leaf, context.content.issued_at
-                self.note("response", f"{context.sender.name} broadcasts: {alert.summary}")
-                if (early := self._early_deliveries.pop(context.leaf, None)) is not None:
-                    self._on_delivery(early)
+            self._about(alert.order.decision, partial(self._on_order, alert, context))
             return
         story.alerts.append(alert)
         self._last_alert_s = time.monotonic()
@@ -143,26 +148,31 @@ class Job:
         text = f"{context.sender.name}: {alert.summary} [{alert.severity.value}]"
         self.note("alert", text, headline=len(story.alerts) == 1)
 
+    def _on_order(self, alert: ThreatAlert, context: Context, case: Case) -> None:
+        case.order_leaf, case.order_issued_ns = context.leaf, context.content.issued_at
+        self.note("response", f"{context.sender.name} broadcasts: {alert.summary}")
+        if (early := self._early_deliveries.pop(context.leaf, None)) is not None:
+            self._on_delivery(early)
+
     def _on_proposal(self, proposal: Proposal, context: Context) -> None:
         if context.sender.role is not Role.ADMIN:
             return  # a question of somebody else's, whatever workflow it names
         case = self._case(proposal.workflow)
         if case.proposal is None:
             case.proposal, case.decision_id = proposal, context.leaf
-            case.ballots = self._early_ballots.pop(context.leaf, {})
             self.note("decision", f"{context.sender.name} proposes: {proposal.options[0].text}", headline=True)
+            for tell in self._early.pop(context.leaf, ()):
+                tell(case)
 
     async def _on_ballot(self, ballot: Ballot, context: Context) -> None:
         option = "abstain" if ballot.choice is Choice.ABSTAIN else str(ballot.option)
-        case = self._case_of(ballot.decision)
-        if case is not None:
-            case.ballots[context.sender.name] = option
-        elif len(self._early_ballots) < MAX_EARLY_BALLOTS:  # a ballot can overtake its proposal on the way here
-            self._early_ballots.setdefault(ballot.decision, {})[context.sender.name] = option
+        self._about(ballot.decision, lambda case: case.ballots.update({context.sender.name: option}))
 
     async def _on_decision(self, announced: DecisionAnnounced, _: Context) -> None:
-        case = self._case_of(announced.decision)
-        if case is None or case.decision is not None:
+        self._about(announced.decision, partial(self._on_end, announced))
+
+    def _on_end(self, announced: DecisionAnnounced, case: Case) -> None:
+        if case.decision is not None:
             return
         case.decision = announced
         case.latencies_ms["decision"] = announced.elapsed_ms
@@ -182,7 +192,7 @@ class Job:
         elif isinstance(body, Delivery):
             self._on_delivery(body)
         elif isinstance(body, Actuation):
-            self._on_actuation(body, context.sender.name)
+            self._about(body.decision, partial(self._on_actuation, body, context.sender.name))
         self._changed.set()
 
     def _on_stage(self, stage: WorkflowStage) -> None:
@@ -205,7 +215,7 @@ class Job:
     def _on_delivery(self, delivery: Delivery) -> None:
         case = next((case for case in self.story.cases.values() if case.order_leaf == delivery.leaf), None)
         if case is None:
-            # Its account can overtake an order on the way here: emergencies are verified in a lane of their own.
+            # Its account can overtake an order on the way here.
             if len(self._early_deliveries) < MAX_EARLY_DELIVERIES:
                 self._early_deliveries[delivery.leaf] = delivery
             return
@@ -217,10 +227,7 @@ class Job:
         text = f"delivered to {delivery.delivered} of {delivery.due} agents{late}"
         self.note("response", text, headline=True)
 
-    def _on_actuation(self, record: Actuation, guardian: str) -> None:
-        case = self._case_of(record.decision)
-        if case is None:
-            return
+    def _on_actuation(self, record: Actuation, guardian: str, case: Case) -> None:
         if record.outcome not in {ActuationOutcome.UNDONE, ActuationOutcome.STUCK}:
             case.actuations[guardian] = record  # what became of it later is a line of the timeline
         if case.order_issued_ns:

@@ -151,7 +151,9 @@ async def test_after_a_restart_a_decision_is_not_acted_on_again(desk: Desk, deci
     assert len((desk.state_dir / "actuations.jsonl").read_text().splitlines()) == 1
 
 
-async def test_another_certificate_of_the_same_decision_permits_as_much(tmp_path: Path, council: Council) -> None:
+async def test_another_certificate_of_the_same_decision_permits_as_much(
+    tmp_path: Path, council: Council
+) -> None:
     """Two instances may have made one each, of different ballots; the store has the later one."""
     few, everyone = council.voters[:5], council.certificate(voters=council.voters)
     keys = council.public_keys([council.admin, *few, *council.services])
