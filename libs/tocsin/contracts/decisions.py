@@ -380,7 +380,7 @@ class DecisionAnnounced(Message):
     why: Text
     option: Option | None
     certificate: Digest | None
-    """SHA-256 of the certificate's bytes."""
+    """SHA-256 of the certificate's bytes, as its announcer made it; another one of the same decision proves as much."""
     certificate_bytes: Annotated[int, Field(ge=0)]
     object_name: Annotated[str, Field(max_length=80)] | None
     """Name in the object store CERTIFICATES."""
