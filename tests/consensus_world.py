@@ -651,8 +651,8 @@ class World:
         """End the process, and start the next one from the log, as the service does."""
         node.generation += 1
         node.protocol = self._protocol(node.name)
-        node.keeping = Keeping()
         recovered = recover(node.log, None)  # type: ignore[arg-type]  # only epochs need the root
+        node.keeping = Keeping(recovered.keys)
         for decision, until_ns in recovered.ended.items():
             node.protocol.remember_ended(decision, until_ns)
         for decision, rest in recovered.unfinished.items():

@@ -144,15 +144,28 @@ class Context(NamedTuple):
     """What a handler may know about the message besides its body."""
 
     sender: SpiffeId
-    content: Content
-    leaf: bytes
-    key_id: bytes
+    envelope: Envelope
     subject: str
     data: bytes
     """The envelope's own bytes, to forward or to keep as evidence."""
     kind: MessageType[Message]
     now_ns: int
     reply: str | None = None
+
+    @property
+    def content(self) -> Content:
+        """What was signed."""
+        return self.envelope.content
+
+    @property
+    def leaf(self) -> bytes:
+        """Leaf hash of the content: names the message."""
+        return self.envelope.leaf
+
+    @property
+    def key_id(self) -> bytes:
+        """The key that signed it."""
+        return self.envelope.key_id
 
     @property
     def id(self) -> bytes:
@@ -265,9 +278,7 @@ class Opener:
             self.ledger.claim(inspected.envelope.leaf)
         context = Context(
             sender,
-            content,
-            inspected.envelope.leaf,
-            inspected.envelope.key_id,
+            inspected.envelope,
             inspected.arrival.subject,
             inspected.data,
             kind,

@@ -159,18 +159,20 @@ class Journal:
             raise UnavailableError(
                 f"{self.path.name} failed before", reason="log_failed", advice="see to the disk, then restart"
             )
-        frame = MAGIC + len(payload).to_bytes(4, "big") + sha256(payload).digest()[:16] + payload
+        head = MAGIC + len(payload).to_bytes(4, "big") + sha256(payload).digest()[:16]
+        size = len(head) + len(payload)
         try:
-            written = 0
-            while written < len(frame):
-                written += os.pwrite(self._file, memoryview(frame)[written:], self._end + written)
+            written = os.pwritev(self._file, [head, payload], self._end)
+            while written < size:
+                rest = (head + payload)[written:]
+                written += os.pwrite(self._file, rest, self._end + written)
             os.fsync(self._file)
         except OSError as error:
             # What reached the disk is not known, and a second fsync would not tell.
             self._failed = True
             raise self._unavailable(error) from error
         places = list(_places(payload, self._end + FRAME_BYTES))
-        self._end += len(frame)
+        self._end += size
         return places
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain, repeat
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -189,15 +190,21 @@ def verify_within(
     backend: SignatureBackend | None = None,
     batches: BatchVerifier | None = None,
     verifier_of: VerifierOf | None = None,
+    was_read: Sequence[Evidence[Ballot] | None] = (),
 ) -> VerifiedDecision:
     """Verify a certificate of an epoch that is believed already.
+
+    ``was_read`` are ballots that :func:`~tocsin.evidence.reading.read` has returned before, in the certificate's order:
+    those of the same bytes are not read again, which takes longer than anything about them but their signatures. The
+    rest is as of :func:`verify`.
 
     Raises:
         TocsinError: as :func:`verify`.
     """
     certificate = DecisionCertificate.decode(data)
     batches = _memory_for(certificate) if batches is None else batches
-    return _verify(certificate, data, epoch, revocations, backend or select_backend(), batches, verifier_of)
+    backend = backend or select_backend()
+    return _verify(certificate, data, epoch, revocations, backend, batches, verifier_of, was_read)
 
 
 def _memory_for(certificate: DecisionCertificate) -> BatchVerifier:
@@ -212,10 +219,11 @@ def _verify(
     backend: SignatureBackend,
     batches: BatchVerifier,
     verifier_of: VerifierOf | None,
+    was_read: Sequence[Evidence[Ballot] | None] = (),
 ) -> VerifiedDecision:
     if (certificate.epoch, certificate.chain) != (epoch.data, epoch.chain):
         raise InvalidInputError("the certificate names another chain to its epoch", reason="wrong_chain")
-    case = _Case(certificate, epoch)
+    case = _Case(certificate, epoch, was_read)
     full = {(e.key_id, batches.root_of(e.leaf, e.envelope.proof)) for _, e in case.signed()}
     verifiers = _verifiers(certificate, case, backend, verifier_of)
     for seat, evidence in case.signed():
@@ -298,13 +306,21 @@ def epoch_named(certificate: DecisionCertificate) -> bytes:
 class _Case:
     """A certificate whose statements fit together; its signatures are still to be verified."""
 
-    def __init__(self, certificate: DecisionCertificate, epoch: InstalledEpoch) -> None:
+    def __init__(
+        self,
+        certificate: DecisionCertificate,
+        epoch: InstalledEpoch,
+        was_read: Sequence[Evidence[Ballot] | None] = (),
+    ) -> None:
         self.epoch = epoch
         self.proposal = read(certificate.proposal, CONSENSUS_PROPOSAL, audience="all")
         self.proposer = check_proposal(self.proposal, epoch)
         self.committee = committee_of(self.proposal.body, epoch)
         self.decision = self.proposal.leaf
-        self.ballots = [read(data, BALLOT, audience=CONSENSUS_AUDIENCE) for data in certificate.ballots]
+        self.ballots = [
+            one if one is not None and one.data == data else read(data, BALLOT, audience=CONSENSUS_AUDIENCE)
+            for data, one in zip(certificate.ballots, chain(was_read, repeat(None)), strict=False)
+        ]
         self.voters = [self._check_ballot(ballot) for ballot in self.ballots]
         self.round = self._one_round()
         self.question, self.before = self._open_round(certificate)

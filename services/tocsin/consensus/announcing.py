@@ -8,15 +8,16 @@ from tocsin.contracts.decisions import MAX_MISSING, DecisionAnnounced
 from tocsin.contracts.errors import InvalidInputError, InvariantBrokenError, TocsinError
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.crypto import Verifier
-from tocsin.evidence.certificate import DecisionCertificate, certificate_digest
+from tocsin.evidence.certificate import DecisionCertificate
 from tocsin.evidence.epochs import InstalledEpoch
 from tocsin.evidence.verification import verify_within
 from tocsin.evidence.votes import KeyOf
 
 
 def certificate_of(end: End, key_of: KeyOf) -> bytes:
-    """Put the certificate of a decision together."""
-    assert end.ballots is not None  # noqa: S101 - a decision has its ballots
+    """Put the certificate of a decision together; one that has decided nothing has none."""
+    if end.ballots is None:
+        return b""
     ballots = end.ballots.ballots
     key_ids = {received.key_id for received in ballots} | {end.proposal.key_id}
     key_ids |= {end.epoch.instances[who].key_id for who in end.commit.votes} | end.opening.signers
@@ -33,8 +34,8 @@ def certificate_of(end: End, key_of: KeyOf) -> bytes:
     ).encode()
 
 
-def check_certificate(end: End, certificate: bytes, bus: Bus) -> None:
-    """Verify our own certificate as anyone would: one that nobody would accept is not announced.
+def check_certificate(end: End, certificate: bytes, bus: Bus) -> bytes:
+    """Verify our own certificate as anyone would, and return its digest: one that nobody would accept is not announced.
 
     Raises:
         InvariantBrokenError: it does not verify.
@@ -46,11 +47,13 @@ def check_certificate(end: End, certificate: bytes, bus: Bus) -> None:
             backend=bus.backend,
             batches=bus.opener.batches,
             verifier_of=lambda key_id: _verifier_of(bus, key_id),
+            was_read=[one.evidence for one in end.ballots.ballots] if end.ballots else (),
         )
     except TocsinError as error:
         raise InvariantBrokenError(f"our own certificate does not verify: {error}") from error
     if verified.decision != end.decision:
         raise InvariantBrokenError("our own certificate is of another decision")
+    return verified.certificate_digest
 
 
 def _verifier_of(bus: Bus, key_id: bytes) -> Verifier | None:
@@ -58,8 +61,10 @@ def _verifier_of(bus: Bus, key_id: bytes) -> Verifier | None:
     return None if identity is None else identity.verifier
 
 
-def announcement(end: End, certificate: bytes, now_ns: int, me: str, key_of: KeyOf) -> DecisionAnnounced:
-    """Return what instance ``me`` publishes of a decision."""
+def announcement(
+    end: End, certificate: bytes, digest: bytes, now_ns: int, me: str, key_of: KeyOf
+) -> DecisionAnnounced:
+    """Return what instance ``me`` publishes of a decision, and of the certificate with this SHA-256."""
     key_ids = {end.epoch.instances[who].key_id for who in (*end.commit.votes, me)} | {end.proposal.key_id}
     quorum = end.committee.quorum
     elapsed_ns = now_ns - end.proposal.envelope.content.issued_at
@@ -69,7 +74,7 @@ def announcement(end: End, certificate: bytes, now_ns: int, me: str, key_of: Key
         outcome=end.outcome,
         why=end.why,
         option=None if end.ballots is None else end.opening.question.options[end.ballots.option],
-        certificate=certificate_digest(certificate) if certificate else None,
+        certificate=digest if certificate else None,
         certificate_bytes=len(certificate),
         object_name=end.decision.hex() if certificate else None,
         round=end.opening.question.round,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from itertools import chain, repeat
 
@@ -85,10 +85,13 @@ class Carrier:
         metrics: Metrics,
         adopt: Callable[[InstalledEpoch], Awaitable[None]],
         notifier: Notifier,
+        *,
+        kept: Iterable[bytes],
     ) -> None:
+        """Take what to carry out effects with; ``kept`` are the ids of the keys that the log has."""
         self.log = votes
         self._notifier = notifier
-        self.keeping = Keeping()
+        self.keeping = Keeping(kept)
         self.log_failed = False
         """The disk has refused a write: nothing more is voted."""
         self.bus = bus
@@ -262,16 +265,16 @@ class Carrier:
 
         await self._until_taken(publish)
 
-    def _prepare(self, end: End) -> tuple[bytes, asyncio.Future[None]]:
+    def _prepare(self, end: End) -> tuple[bytes, asyncio.Future[bytes]]:
         """Make the certificate of what was decided, and begin to check it as anyone would."""
-        certificate = certificate_of(end, self._key_of) if end.outcome is Outcome.DECIDED else b""
+        certificate = certificate_of(end, self._key_of)
         return certificate, asyncio.ensure_future(self._verify(end, certificate))
 
-    async def _finish(self, end: End, certificate: bytes, verified: asyncio.Future[None]) -> None:
+    async def _finish(self, end: End, certificate: bytes, verified: asyncio.Future[bytes]) -> None:
         """Keep the certificate, and announce the decision once it has turned out to hold."""
-        await asyncio.gather(self._store(end, certificate), verified)
+        _, digest = await asyncio.gather(self._store(end, certificate), verified)
         await self._go_on_from(end)
-        announced = announcement(end, certificate, time.time_ns(), str(self.bus.id), self._key_of)
+        announced = announcement(end, certificate, digest, time.time_ns(), str(self.bus.id), self._key_of)
 
         async def announce() -> None:
             at = {"decision": end.decision.hex()}
@@ -298,9 +301,8 @@ class Carrier:
         if certificate:
             await self._until_taken(lambda: self.bus.put_certificate(end.decision.hex(), certificate))
 
-    async def _verify(self, end: End, certificate: bytes) -> None:
-        if certificate:
-            await asyncio.to_thread(check_certificate, end, certificate, self.bus)
+    async def _verify(self, end: End, certificate: bytes) -> bytes:
+        return await asyncio.to_thread(check_certificate, end, certificate, self.bus) if certificate else b""
 
     async def _go_on_from(self, end: End) -> None:
         """Install and publish the epoch that was decided, if one was.

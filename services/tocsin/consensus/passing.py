@@ -121,7 +121,7 @@ def open_page(
             raise InvalidInputError("a ballot of another decision", reason="wrong_decision")
         seat = epoch.seat(ballot.sender, ballot.key_id)
         ballot.verify(backend.verifier(Algorithm(seat.algorithm), key(seat.key_id)), batches)
-        ballots.append(Received(ballot.body, ballot.sender, ballot.key_id, data))
+        ballots.append(Received(ballot.body, ballot.sender, ballot.key_id, data, ballot.envelope))
     opening = None
     if page.opened is not None:
         if proposal is None or page.opened.decision != page.decision:

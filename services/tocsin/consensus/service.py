@@ -111,7 +111,14 @@ class ConsensusService(Service[ConsensusSettings]):
         path = self.settings.state_dir / f"consensus-{self.settings.instance}.votes"
         votes, recovered = await VoteLog.open(path, self.bus.trust, time.time_ns())
         self._carrier = Carrier(
-            self.bus, self.protocol, votes, self._key_of, self.metrics, self._adopt, self._notifier
+            self.bus,
+            self.protocol,
+            votes,
+            self._key_of,
+            self.metrics,
+            self._adopt,
+            self._notifier,
+            kept=recovered.keys,
         )
         self._keys |= recovered.keys
         for decision, until_ns in recovered.ended.items():
@@ -272,7 +279,7 @@ class ConsensusService(Service[ConsensusSettings]):
     def on_ballot(self, ballot: Ballot, context: Context) -> None:
         """Count a ballot."""
         self._learn_key(context, self.protocol.epoch_of(ballot.decision))
-        received = Received(ballot, context.sender, context.key_id, context.data)
+        received = Received(ballot, context.sender, context.key_id, context.data, context.envelope)
         self._carry.do(self.protocol.ballot(received, context.now_ns))
         self.metrics.count("ballots_taken")
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tocsin.bus.envelope import Envelope
 from tocsin.contracts.decisions import Ballot, Choice, Equivocation, Option
 from tocsin.contracts.errors import InvalidInputError
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.evidence.choices import Question, check_ballot
 from tocsin.evidence.committee import Committee
 from tocsin.evidence.epochs import InstalledEpoch
+from tocsin.evidence.reading import Evidence
 
 MAX_COUNTERS = 2
 """Counter-proposals kept of one participant in a round: two are the proof that it equivocates."""
@@ -33,6 +35,15 @@ class Received:
     key_id: bytes
     data: bytes = field(repr=False)
     """The envelope's own bytes."""
+    envelope: Envelope | None = field(default=None, repr=False)
+    """What they were decoded to, where that is known."""
+
+    @property
+    def evidence(self) -> Evidence[Ballot] | None:
+        """Return it as the certificate's verification reads it, which has not to be done again then."""
+        if self.envelope is None:
+            return None
+        return Evidence(self.ballot, self.sender, self.envelope, self.data)
 
 
 @dataclass(frozen=True, slots=True)

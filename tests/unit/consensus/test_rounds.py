@@ -107,8 +107,11 @@ def question_of(proposal: Evidence[Proposal]) -> Question:
     return Question.first(proposal.leaf, proposal.body)
 
 
-def propose(council: Council, *, rounds: int = 3, options: tuple[Option, ...] = THREE) -> Evidence[Proposal]:
-    return council.propose(proposal_body(council.epoch.digest, rounds=rounds, options=options))
+def propose(
+    council: Council, *, rounds: int = 3, options: tuple[Option, ...] = THREE, subject: str = "scan"
+) -> Evidence[Proposal]:
+    body = proposal_body(council.epoch.digest, rounds=rounds, options=options, subject=subject)
+    return council.propose(body)
 
 
 def names(question: Question) -> list[str]:
@@ -490,6 +493,28 @@ def test_the_log_brings_back_the_round_and_what_was_voted_for_and_nothing_is_cas
     again.ballot(again.question, dict.fromkeys(range(5), 0))
     again.take(again.protocol.step_in(proposal.leaf, NOW_NS))
     assert again.end.outcome is Outcome.DECIDED
+
+
+def test_a_key_is_kept_once_and_again_only_in_another_log(council: Council) -> None:
+    one, logged = Instance(council), []
+    for number in range(2):
+        proposal = propose(council, subject=f"the {number}th")
+        one.open(proposal)
+        one.ballot(question_of(proposal), dict.fromkeys(range(7), 0))
+        logged.append(len([entry for entry in one.log if entry.startswith(b"K")]))
+    keys = {council.seat(who)[1] for who in council.voters[: council.epoch.quorum.needed]}
+    assert logged == [len(keys), len(keys)]
+    # Ballots of this test are no envelopes, which a log would be read with.
+    recovered = recover([entry for entry in one.log if not entry.startswith(b"B")], council.trust)
+    assert recovered.keys.keys() == keys
+    assert len(recovered.unfinished) == 2
+
+    again = Instance(council)
+    again.keeping = Keeping(recovered.keys)
+    again.open(proposal)
+    again.ballot(question_of(proposal), dict.fromkeys(range(7), 0))
+    assert again.log
+    assert not [entry for entry in again.log if entry.startswith(b"K")]
 
 
 def test_options_voted_for_in_one_round_are_no_ground_in_the_next(four: Council) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from council import Council, ballot_body, proposal_body
@@ -15,7 +16,8 @@ from tocsin.contracts.errors import TocsinError
 from tocsin.crypto import BatchVerifier
 from tocsin.evidence.certificate import DecisionCertificate
 from tocsin.evidence.choices import choice_digest, close_value, decide_value
-from tocsin.evidence.verification import VerifiedDecision, verify
+from tocsin.evidence.reading import read
+from tocsin.evidence.verification import CONSENSUS_AUDIENCE, VerifiedDecision, verify, verify_within
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,26 @@ def test_a_certificate_verifies_with_the_root_alone(council: Council) -> None:
     assert decided.revocation == "unknown"
     # The root's, the admin's proposal and ballot, two hosts with two ballots each, one vote.
     assert decided.signatures_verified == 6
+
+
+def test_what_was_read_before_stands_in_for_its_own_bytes_only(council: Council) -> None:
+    certificate, other = council.certificate(), council.certificate(option=1)
+    was_read = [read(data, BALLOT, audience=CONSENSUS_AUDIENCE) for data in certificate.ballots]
+    verified = partial(verify_within, epoch=council.epoch, was_read=was_read)
+    plainly = verify_within(certificate.encode(), council.epoch)
+    assert verified(certificate.encode()) == plainly
+    assert verify_within(certificate.encode(), council.epoch, was_read=[None, *was_read, *was_read]) == plainly
+    assert verified(other.encode()) == verify_within(other.encode(), council.epoch)
+    for lie in (
+        replace(certificate, ballots=(*certificate.ballots[:4], certificate.ballots[4][:-1] + b"\x00")),
+        replace(certificate, ballots=certificate.ballots[:4]),
+        replace(certificate, ballots=(*certificate.ballots[:4], other.ballots[4])),
+    ):
+        with pytest.raises(TocsinError) as caught:
+            verify_within(lie.encode(), council.epoch)
+        with pytest.raises(TocsinError) as same:
+            verified(lie.encode())
+        assert same.value.reason == caught.value.reason
 
 
 def test_an_auditor_reads_it_as_json(council: Council) -> None:
