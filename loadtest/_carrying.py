@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tocsin.agent import Agent, AgentHost, HostSettings
 from tocsin.contracts.identifiers import Role
-from tocsin.telemetry import Metrics, configure_logging
+from tocsin.telemetry import Metrics, configure_logging, set_aside
 
 
 class CarryingPlan(BaseModel):
@@ -39,4 +39,5 @@ async def carry(plan: CarryingPlan) -> None:
 
 
 if __name__ == "__main__":
+    set_aside()  # as a host does
     uvloop.run(carry(CarryingPlan.model_validate_json(sys.stdin.readline())))

@@ -23,7 +23,7 @@ from tocsin.contracts.errors import TocsinError
 from tocsin.contracts.identifiers import Priority, Role, Severity
 from tocsin.contracts.routing import ThreatAlert
 from tocsin.crypto import select_backend
-from tocsin.telemetry import Metrics, configure_logging
+from tocsin.telemetry import Metrics, configure_logging, set_aside
 
 DIGITS = 12
 
@@ -123,4 +123,5 @@ def _since_ms(begun_ns: int) -> float:
 
 
 if __name__ == "__main__":
+    set_aside()  # as a host does
     uvloop.run(listen(ListeningPlan.model_validate_json(sys.stdin.readline())))

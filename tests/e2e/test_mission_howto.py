@@ -60,6 +60,7 @@ def test_every_command_of_the_page_does_what_the_page_says(state: Path, tmp_path
     (sweep,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "sweep.toml").write_text(sweep)
     commands = re.findall(r"^    \.venv/bin/tocsin (mission .*)$", page, flags=re.MULTILINE)
+    (question,) = re.findall(r"^    \.venv/bin/tocsin (decision .*)$", page, flags=re.MULTILINE)
     assert len(commands) == 4
     said = []
     for command in commands:
@@ -76,6 +77,12 @@ def test_every_command_of_the_page_does_what_the_page_says(state: Path, tmp_path
         json.loads(run(["mission", "watch", "sweep-01", "--json"], state, tmp_path).stdout)
     )
     assert record.state is MissionState.COMPLETE
+    asked = run([*shlex.split(question), "--json"], state, tmp_path)
+    assert asked.returncode == 3, (asked.stdout, asked.stderr)  # stock agents abstain where options are words
+    ended = json.loads(asked.stdout)
+    members = {objective.agent for objective in record.objectives}
+    assert (ended["outcome"], ended["scope"]) == ("closed", "mission sweep-01")
+    assert (ended["participants"], ended["ballots_received"]) == (len(members), len(members))
     listed = json.loads(run(["mission", "list", "--json", "--only", "complete"], state, tmp_path).stdout)
     assert {one["mission"] for one in listed["missions"]} >= {"sweep-01"}
     # What is refused is said in a line, with its own code.

@@ -21,7 +21,6 @@ from tocsin.agent import Agent, AgentHost
 from tocsin.agent.actuators.webhook import WebhookActuator
 from tocsin.agent.roles import make
 from tocsin.bus import Bus, Context
-from tocsin.bus.client import Sent
 from tocsin.bus.envelope import (
     decode_envelope,
     encode_body,
@@ -30,6 +29,7 @@ from tocsin.bus.envelope import (
     make_content,
     uuid7,
 )
+from tocsin.bus.sending import Sent
 from tocsin.cli.respond import Asker
 from tocsin.consensus.service import ConsensusService
 from tocsin.consensus.settings import ConsensusSettings

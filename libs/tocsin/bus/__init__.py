@@ -5,10 +5,11 @@ Only this package imports the NATS client. The way in is :class:`~tocsin.bus.cli
 """
 
 from tocsin.bus.broker import Broker
-from tocsin.bus.client import Bus, Sent
+from tocsin.bus.client import Bus
 from tocsin.bus.credentials import Credentials
 from tocsin.bus.opener import Arrival, Context, Opener
 from tocsin.bus.provision import provision
+from tocsin.bus.sending import Sent
 from tocsin.bus.service import (
     Service,
     StoppedError,

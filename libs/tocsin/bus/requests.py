@@ -30,7 +30,7 @@ from tocsin.contracts.operations import ErrorReply
 from tocsin.contracts.subjects import PREFIX, MessageType, Request
 
 if TYPE_CHECKING:
-    from tocsin.bus.client import Sent
+    from tocsin.bus.sending import Sent
 
 MAX_WAITING = 4096
 RESEND_S = (2.0, 5.0, 10.0)

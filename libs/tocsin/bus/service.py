@@ -39,11 +39,12 @@ from nats.micro.service import Service as MicroService
 from nats.micro.service import ServiceConfig
 from pydantic import ValidationError
 
-from tocsin.bus.client import NO_TOKENS, Bus, Tokens
+from tocsin.bus.client import Bus
 from tocsin.bus.connection import translate
 from tocsin.bus.credentials import Credentials, read
 from tocsin.bus.instances import ANY, take_instance
 from tocsin.bus.opener import Context
+from tocsin.bus.sending import NO_TOKENS, Tokens
 from tocsin.bus.settings import BusSettings
 from tocsin.contracts.base import Message
 from tocsin.contracts.catalogue import PING

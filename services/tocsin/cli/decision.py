@@ -31,10 +31,12 @@ from tocsin.cli.exits import Exit
 from tocsin.cli.reach import DEFAULT_STATE, RemoteOption, StateOption
 from tocsin.cli.respond import parse_duration
 from tocsin.cli.results import delivery_of
+from tocsin.cli.revoke import open_list
 from tocsin.contracts.decisions import Outcome, Scope
 from tocsin.contracts.errors import ConflictError, InvalidInputError
 from tocsin.contracts.identifiers import SpiffeId
 from tocsin.contracts.routing import Delivery
+from tocsin.crypto import TrustStore, select_backend
 from tocsin.evidence.bundle import MAX_BUNDLE_BYTES
 from tocsin.evidence.closure import is_closure, verify_closure
 from tocsin.evidence.verification import verify
@@ -222,15 +224,29 @@ def export(
 def verify_command(
     file: Annotated[Path, typer.Argument(help="The certificate, with its chain of epochs where it has one.")],
     root: Annotated[Path, typer.Option(help="The trust root's certificate, PEM.")],
+    revocations: Annotated[
+        Path | None,
+        typer.Option(help="The root's list of revoked keys (ca/revocations): say whose key it names by now."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON view for auditors.")] = False,
 ) -> None:
     """Check what proves a decision offline, its certificate or its closure: no broker, no service, only the root."""
     data, root_pem = reach.read(file, most=MAX_BUNDLE_BYTES + 1024), reach.read(root)
+    revoked = None
+    if revocations is not None:
+        listed, _ = open_list(reach.read(revocations), TrustStore(root_pem, select_backend()))
+        revoked = {entry.key_id for entry in listed.entries}
     if is_closure(data):
+        if revoked is not None:
+            raise InvalidInputError(
+                "nothing was decided, so nothing rests on a key that was revoked since",
+                reason="not_applicable",
+                advice="leave --revocations out",
+            )
         closed = verify_closure(data, root_pem)
         reach.show(closed.json() if as_json else "\n".join(closed_lines(closed)))
         return
-    verified = verify(data, root_pem)
+    verified = verify(data, root_pem, revocations=revoked)
     if as_json:
         reach.show(verified.json())
     else:

@@ -155,8 +155,17 @@ def verified_lines(verified: VerifiedDecision, domain: str) -> list[str]:
         f"committed  by {len(verified.instances)} of {verified.instances_total} consensus instances",
         f"epoch      {verified.epoch} of trust domain {domain}{chain}",
         f"tolerates  {verified.tolerated_faults} hostile agents; Byzantine-tolerant: {tolerant}",
-        f"signatures {verified.signatures_verified} verified in full; revocation {verified.revocation}",
+        f"signatures {verified.signatures_verified} verified in full",
+        f"revoked    {_revoked(verified)}",
     ]
+
+
+def _revoked(verified: VerifiedDecision) -> str:
+    if verified.revocation == "unknown":
+        return "no list was given"
+    if not verified.revoked:
+        return "nobody who speaks in it"
+    return f"since or before, which changes nothing here: {', '.join(verified.revoked)}"
 
 
 def closed_lines(closed: VerifiedClosure) -> list[str]:

@@ -139,13 +139,13 @@ async def revoke(bus: Bus, installation: Installation, who: str, reason: Revocat
 async def _latest(bus: Bus, kept: Path) -> tuple[RevocationList | None, Sent | None]:
     """Return the latest list, of the one in the stream and the one beside the root's key, with its envelope."""
     last = await bus.last(REVOCATION_LIST)
-    found = [] if last is None else [_open(last[1].data, bus.trust)]
+    found = [] if last is None else [open_list(last[1].data, bus.trust)]
     if (data := await asyncio.to_thread(_kept, kept)) is not None:
-        found.append(_open(data, bus.trust))
+        found.append(open_list(data, bus.trust))
     return max(found, key=lambda one: (one[0].number, one[0].made_ns), default=(None, None))
 
 
-def _open(data: bytes, trust: TrustStore) -> tuple[RevocationList, Sent]:
+def open_list(data: bytes, trust: TrustStore) -> tuple[RevocationList, Sent]:
     """Read a list that has to be the trusted root's.
 
     Raises:

@@ -217,7 +217,7 @@ class Deception(Agent):
         except TocsinError as error:
             self.host.metrics.count("deception.credentials_lost")
             log.warning("credentials_lost", agent=self.name, reason=error.reason, detail=str(error))
-        self.host.metrics.gauge("deception.credentials_dropped", self._credentials.dropped)
+        self.host.metrics.gauge("deception_credentials_dropped", self._credentials.dropped)
 
     async def _judge(self) -> None:
         """Judge what no sentinel is there to judge, and alert everyone."""
