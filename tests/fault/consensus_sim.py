@@ -38,6 +38,7 @@ MUTANTS: dict[str, type[Slot | Round]] = {
     "small-quorum": SmallQuorum,
 }
 CHUNK = 25
+TOLD_EACH = 5_000
 
 
 def make_world(seed: int, hostile: int, mutant: type[Slot | Round]) -> World:
@@ -55,6 +56,8 @@ def run_one(seed: int, hostile: int, mutant: str) -> tuple[str | None, Counter[s
         world.check()
     except ViolationError as error:
         return str(error), happened
+    except Exception as error:  # noqa: BLE001 - whatever an adversary can raise in the core is a failing seed
+        return f"crashed: {error!r}", happened
     happened["forked"] += world.forked
     happened["accused"] += len(world.accused)
     happened["refused"] += world.refusals.total()
@@ -110,6 +113,8 @@ def main() -> int:
                 again = f"--seed {seed} --hostile {hostile} --mutant {given.mutant}"
                 sys.stdout.write(f"{violated}\n    again: python tests/fault/consensus_sim.py {again}\n")
                 sys.stdout.flush()
+            if happened["schedules"] % TOLD_EACH == 0:
+                sys.stderr.write(f"{happened['schedules']} of {count}, {len(failures)} failed\n")
     result = dict(happened) | {"failed": len(failures), "seconds": round(time.monotonic() - begun, 1)}
     sys.stdout.write(json.dumps(result) + "\n")
     return int(bool(failures) == (given.mutant == "none"))

@@ -34,10 +34,12 @@ MAX_PROPOSAL_BYTES = 65_536
 """The envelope of a proposal."""
 MAX_MISSING = 1024
 """Most names in an announcement: with names of 63 characters they fill a quarter of its 256 KiB."""
+MAX_VIEW = 1_000_000
+"""The last view of a slot: eight weeks of time-outs at the longest one of 5 s."""
 
 Count = Annotated[int, Field(ge=0, le=MAX_PARTICIPANTS)]
 Round = Annotated[int, Field(ge=1, le=10)]
-View = Annotated[int, Field(ge=1, le=1_000_000)]
+View = Annotated[int, Field(ge=1, le=MAX_VIEW)]
 
 
 class Participant(Message):

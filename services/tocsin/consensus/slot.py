@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tocsin.contracts.decisions import Step
+from tocsin.contracts.decisions import MAX_VIEW, Step
 from tocsin.contracts.errors import UntrustedError
 from tocsin.evidence.quorum import instance_faults, instance_quorum
 
@@ -256,7 +256,8 @@ class Slot:
         if len(views) >= self._some_honest and (joined := views[self._some_honest - 1]) >= self.view:
             casts += self._leave(joined)
         if len(views) >= self._quorum and (ended := views[self._quorum - 1]) >= self.view:
-            self._enter(ended + 1)
+            # Only more than g hostile ones can bring anybody there. It is the last one: it never ends.
+            self._enter(min(ended + 1, MAX_VIEW))
         return casts
 
     def _leave(self, view: int) -> list[Cast]:

@@ -6,7 +6,7 @@ import pytest
 from slot_world import Schedule
 
 from tocsin.consensus.slot import Cast, Commit, QuorumCert, Received, Slot
-from tocsin.contracts.decisions import Step
+from tocsin.contracts.decisions import MAX_VIEW, Step
 from tocsin.contracts.errors import UntrustedError
 
 X, Y = b"x" * 32, b"y" * 32
@@ -192,6 +192,15 @@ def test_more_than_g_time_outs_are_joined_and_q_begin_the_next_view() -> None:
     assert slot.view == 1
     slot.receive(said(Step.TIMEOUT, "i1", None))
     assert slot.view == 2
+
+
+def test_more_hostile_instances_than_are_tolerated_lead_nobody_beyond_the_last_view() -> None:
+    slot = four("i1", {X})
+    casts = [cast for who in ("i2", "i3") for cast in slot.receive(said(Step.TIMEOUT, who, None, MAX_VIEW))]
+    assert [(cast.step, cast.view) for cast in casts] == [(Step.TIMEOUT, MAX_VIEW)]
+    assert feed_own(slot, "i1", casts) == [Step.TIMEOUT]
+    assert slot.view == MAX_VIEW
+    assert slot.expire() == []
 
 
 def test_a_lock_survives_a_restart_in_whatever_order_the_log_has() -> None:
