@@ -17,7 +17,7 @@ from fleet_support import FleetWorld, agent_id, tokens_for
 from support import DOMAIN, World, eventually
 from unit.roles.cases import assessment, probe
 
-from tocsin.agent import Agent, AgentHost
+from tocsin.agent import Agent, AgentHost, BallotChoice
 from tocsin.agent.actuators.webhook import WebhookActuator
 from tocsin.agent.roles import make
 from tocsin.bus import Bus, Context
@@ -30,6 +30,7 @@ from tocsin.bus.envelope import (
     uuid7,
 )
 from tocsin.bus.sending import Sent
+from tocsin.cli.decision_asking import Question
 from tocsin.cli.respond import Asker
 from tocsin.consensus.service import ConsensusService
 from tocsin.consensus.settings import ConsensusSettings
@@ -44,6 +45,7 @@ from tocsin.contracts.catalogue import (
     OBSERVE,
     WORKFLOW_SUBMIT,
 )
+from tocsin.contracts.decisions import Option, Outcome, Proposal, QuestionWish
 from tocsin.contracts.errors import ConflictError
 from tocsin.contracts.fleet import RosterRequest
 from tocsin.contracts.identifiers import Role, ServiceName, Severity
@@ -313,3 +315,43 @@ async def test_an_operators_wish_is_decided_and_a_webhook_that_fails_half_way_is
         command.openc2() | {"command_id": answer.decision.hex()[:32]},
         {"action": "cancel", "target": {"command": answer.decision.hex()[:32]}},
     ]
+
+
+async def test_a_counter_proposal_that_is_decided_is_ordered_and_carried_out(world: World) -> None:
+    proposed = Command(action=Action.DENY, address="203.0.113.9", duration_s=3600)
+    shorter = Option(name="shorter", command=proposed.model_copy(update={"duration_s": 60}), text="A minute")
+
+    async def choose(proposal: Proposal, _: Context) -> BallotChoice:
+        for index, option in enumerate(proposal.options):
+            if option == shorter:
+                return BallotChoice(index, "that is enough")
+        return BallotChoice(None, "an hour is too long", counter=shorter)
+
+    def made(role: Role, name: str) -> Agent:
+        agent = make(role, name)
+        agent.on_proposal = choose  # type: ignore[method-assign,assignment]  # all say the same
+        return agent
+
+    wish = QuestionWish(
+        subject="block it?",
+        options=(
+            Option(name="deny", command=proposed, text="An hour"),
+            Option(name="wait", command=None, text="Not at all"),
+        ),
+        deadline_ms=10_000,
+        rounds=3,
+    )
+    async with scene_in(world, made) as scene:
+        consensus = await start_consensus(scene)
+        assert scene.cli is not None
+        ended = await Question(scene.cli, wish).ask(within_s=30)
+        await eventually(lambda: len(scene.actuations) == 2, within_s=20)
+        await consensus.stop()
+    assert (ended.announced.outcome, ended.announced.round, ended.announced.option) == (
+        Outcome.DECIDED,
+        2,
+        shorter,
+    )
+    (order,) = (one.order for one in scene.alerts if one.order)
+    assert order.command == shorter.command
+    assert {one.outcome for one in scene.actuations} == {ActuationOutcome.WOULD_DO}

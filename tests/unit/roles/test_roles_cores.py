@@ -305,13 +305,23 @@ def test_a_command_is_proposed_once_and_not_while_it_is_decided_or_in_force() ->
     assert ask(b"1" * 16, 0) is None
     assert ask(b"1" * 16, 99) == "already_proposed"
     assert ask(b"2" * 16, 1) == "pending_or_in_force"
-    docket.ended(COMMAND, decided=True, now_ns=0)
+    docket.ended(COMMAND, COMMAND, now_ns=0)
     assert ask(b"2" * 16, 3599) == "pending_or_in_force"
     assert ask(b"2" * 16, 3600) is None
-    docket.ended(COMMAND, decided=False, now_ns=0)
+    docket.ended(COMMAND, None, now_ns=0)
     assert ask(b"3" * 16, 3601) is None
     docket.withdraw(b"3" * 16, COMMAND)
     assert ask(b"3" * 16, 3602) is None
+
+
+def test_what_was_decided_instead_is_in_force_and_what_was_proposed_may_come_again() -> None:
+    docket = Docket()
+    other = COMMAND.model_copy(update={"address": "198.51.100.8", "duration_s": 60})
+    assert docket.open(b"1" * 16, COMMAND, now_ns=0, deadline_ms=1000) is None
+    docket.ended(COMMAND, other, now_ns=0)
+    assert docket.open(b"2" * 16, COMMAND, now_ns=1, deadline_ms=1000) is None
+    assert docket.open(b"2" * 16, other, now_ns=1, deadline_ms=1000) == "pending_or_in_force"
+    assert docket.open(b"2" * 16, other, now_ns=60_000_000_000, deadline_ms=1000) is None
 
 
 # Reports of deception agents ---------------------------------------------------

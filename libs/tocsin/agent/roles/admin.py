@@ -2,8 +2,9 @@
 
 An assessment that recommends a command becomes a proposal to all agents: do it, or observe. There is one
 proposal for an incident and a command, ever; and none for a command that is being decided, or that was
-decided and still lasts. When the agents have decided for a command, the admin sends the order with the
-certificate's digest to everyone; the certificate, and not the admin, is what guardians believe.
+decided and still lasts. When the agents have decided for a command, the one that was proposed or one that more than a
+third of them put in its place, the admin sends the order with the certificate's digest to everyone; the certificate,
+and not the admin, is what guardians believe.
 
 An operator's wish (an alert with ``wish``, which only services may send) becomes a proposal in the same way. All admins
 hear it; the one that owns it (rendezvous on its id) proposes at once, the next if no proposal has come after
@@ -230,11 +231,11 @@ class Docket:
         self._proposed.take((incident, _target(command)))
         self._until_ns.take(_target(command))
 
-    def ended(self, command: Command, *, decided: bool, now_ns: int) -> None:
-        """Note the end: a command that was decided is in force for its duration, else it may come again."""
-        self._until_ns.take(_target(command))
-        if decided:
-            self._until_ns.keep(_target(command), now_ns + command.duration_s * NS_PER_S)
+    def ended(self, proposed: Command, decided: Command | None, *, now_ns: int) -> None:
+        """Note the end: what was decided is in force for its duration; what was not may be proposed again."""
+        self._until_ns.take(_target(proposed))
+        if decided is not None:
+            self._until_ns.keep(_target(decided), now_ns + decided.duration_s * NS_PER_S)
 
 
 def _sits(admin: SpiffeId, name: str, epoch: InstalledEpoch) -> bool:
@@ -418,18 +419,19 @@ class Admin(Agent):
         return await patiently(attempt, within_s=EPOCH_WITHIN_S)
 
     async def _conclude(self, proposed: Proposed, announced: DecisionAnnounced) -> None:
-        option = announced.option
-        ordered = announced.outcome is Outcome.DECIDED and option is not None and option.command is not None
-        self._docket.ended(proposed.command, decided=ordered, now_ns=self.host.now_ns())
-        about = {"agent": self.name, "decision": announced.decision.hex(), "outcome": announced.outcome.value}
-        if not ordered or option is None or option.command is None:
+        """Order what was decided: the announcement's option is proven by the commit that it brings."""
+        option = announced.option if announced.outcome is Outcome.DECIDED else None
+        command = None if option is None else option.command
+        self._docket.ended(proposed.command, command, now_ns=self.host.now_ns())
+        if command is None or announced.certificate is None:
+            about = {
+                "agent": self.name,
+                "decision": announced.decision.hex(),
+                "outcome": announced.outcome.value,
+            }
             log.info("nothing_to_order", option=option.name if option else "", why=announced.why, **about)
             return
-        if option.command != proposed.command or announced.certificate is None:
-            self.host.metrics.count("admin.decisions_refused")
-            log.error("decision_refused", reason="not_what_was_proposed", **about)
-            return
-        await self._order(announced.decision, announced.certificate, option.command)
+        await self._order(announced.decision, announced.certificate, command)
 
     async def _order(self, decision: bytes, certificate: bytes, command: Command) -> None:
         order = ResponseOrder(decision=decision, certificate=certificate, command=command)
