@@ -33,6 +33,25 @@ def test_under_load_so_much_lies_between_two_beginnings() -> None:
     assert pace.pause_s(GATHER_S, now_s=now_s) == 0
 
 
+def test_a_chain_of_messages_is_no_load() -> None:
+    """Five that follow on one another within 15 ms, ten times a second."""
+    pace = Pace()
+    for decision in range(50):
+        for step in range(5):
+            now_s = decision / 10 + step * 0.003
+            assert pace.pause_s(2 * GATHER_S, now_s=now_s) == 0
+            pace.began(1, now_s=now_s)
+
+
+def test_many_at_once_are_no_load_if_nothing_follows() -> None:
+    pace = Pace()
+    pace.began(212, now_s=0.0)
+    assert pace.pause_s(2 * GATHER_S, now_s=0.001) == 0
+    for number in range(1, 20):
+        pace.began(212, now_s=number * GATHER_S)
+    assert pace.pause_s(GATHER_S, now_s=19 * GATHER_S) == pytest.approx(GATHER_S)
+
+
 def test_the_first_sample_counts_in_full() -> None:
     mean = RunningMean()
     mean.add(2.0)
