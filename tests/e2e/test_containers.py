@@ -125,12 +125,15 @@ def test_the_main_job_passes_and_a_tool_of_the_users_verifies_it(
         stderr=subprocess.PIPE,
         text=True,
     ) as tool:
-        assert tool.stderr is not None
-        assert tool.stderr.readline().strip() == "listening"
-        report = stack.demo(runs)
-        time.sleep(1)
-        tool.terminate()
-        heard, complaints = tool.communicate(timeout=10)
+        try:
+            assert tool.stderr is not None
+            assert tool.stderr.readline().strip() == "listening"
+            report = stack.demo(runs)
+            time.sleep(1)
+            tool.terminate()
+            heard, complaints = tool.communicate(timeout=10)
+        finally:
+            tool.kill()
     assert_whole_story(report)
     assert complaints == ""
     for event in ("event.workflow.assessment", "event.router.delivery", "event.agent.actuation"):

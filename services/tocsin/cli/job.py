@@ -107,7 +107,7 @@ class Job:
         if not cases:
             return "an assessment of what was found"
         for case in cases:
-            if what := case.waits_for(self._guardians):
+            if what := self.story.answer_to(case).waits_for(self._guardians):
                 return what
         quiet = time.monotonic() - self._last_alert_s > QUIET_S
         return None if quiet else "further cases"

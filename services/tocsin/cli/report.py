@@ -277,6 +277,8 @@ def _how_sure(case: Case) -> list[str]:
 
 
 def _what_was_decided(run: Run, case: Case) -> list[str]:
+    if run.story.answer_to(case) is not case:
+        return ["### What was decided", "", "What it calls for was decided already, in another case.", ""]
     decision = case.decision
     if decision is None:
         return []
@@ -385,9 +387,11 @@ def _figures(run: Run) -> list[str]:
 def _case_json(run: Run, case: Case) -> dict[str, Any]:
     decided = case.decision.option if case.decision else None
     held = run.certificates.get(case.decision_id or b"")
+    answer = run.story.answer_to(case)
     return {
         "workflow": case.workflow.hex(),
-        "case_outcome": case.outcome().value,
+        "case_outcome": answer.outcome().value,
+        "answered_by": None if answer is case else answer.workflow.hex(),
         "allocation": _plain(case.allocation),
         "stages": [_plain(stage) for stage in case.stages],
         "assessment": _plain(case.assessment),

@@ -82,6 +82,17 @@ class Case:
             and decision.option.command is not None
         )
 
+    def responds_to(self, other: Case) -> bool:
+        """Whether what another case calls for is being decided, or was decided, in this one."""
+        wanted = other.assessment.recommended if other.assessment else None
+        if wanted is None or self.proposal is None or (self.decision is not None and not self.orders_response):
+            return False
+        return any(
+            (option.command.action, option.command.address) == (wanted.action, wanted.address)
+            for option in self.proposal.options
+            if option.command is not None
+        )
+
     def waits_for(self, guardians: int) -> str | None:
         """Return what is still to come, or None when the case has ended."""
         if self.made is None:
@@ -141,8 +152,18 @@ class Story:
 
         return max(self.cases.values(), key=rank, default=None)
 
+    def answer_to(self, case: Case) -> Case:
+        """Return the case in which this one's response is decided: itself, or the one that had asked for it before.
+
+        A late finding about the same host makes a case of its own; admins propose nothing that is being decided or is
+        in force.
+        """
+        if case.proposal is not None:
+            return case
+        return next((other for other in self.cases.values() if other.responds_to(case)), case)
+
     @property
     def outcome(self) -> JobOutcome:
         """How it ended: the worst of its cases."""
-        outcomes = [case.outcome() for case in self.cases.values()]
+        outcomes = [self.answer_to(case).outcome() for case in self.cases.values()]
         return max(outcomes, key=WEIGHT.__getitem__, default=JobOutcome.NO_ANOMALIES)

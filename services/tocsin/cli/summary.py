@@ -59,6 +59,8 @@ def _lines(run: report.Run, files: list[Path]) -> Iterator[tuple[str, str]]:
     for case in others:
         subject = case.assessment.subject if case.assessment else "an incident"
         did = response_of(case) if case.actuations else case.outcome().value.replace("_", " ")
+        if story.answer_to(case) is not case:
+            did = "what it calls for was decided already"
         yield "also", f"{subject}: {did}"
     if run.swept is not None:
         yield "mission", outcome_of(run.swept.record, run.swept.lost_host)
