@@ -5,6 +5,7 @@ Each is refused by whom it reaches, with a reason of its own, counted and audite
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -441,6 +442,11 @@ async def test_an_introduction_that_an_admin_missed_comes_by_the_stream(world: W
                 copies = ("duplicates.DISCOVERY_BACKUP", "duplicates.discovery")
                 await eventually(lambda: sum(map(host.metrics.counter, copies)) >= 1)
                 assert host.metrics.counter("rejected.replayed") == 0
+                # What was not acknowledged would come to the next process again.
+                js = router.bus.connection.js
+                async with asyncio.timeout(10):
+                    while (await js.consumer_info("DISCOVERIES", "host-h1-discoveries")).num_ack_pending:
+                        await asyncio.sleep(0.01)
             await introduce()
             await eventually(lambda: router.metrics.counter("routed.discovery") >= 4)
             again = await fleet.start_host("h1", agents)
