@@ -94,7 +94,7 @@ class Journal:
         if not HEADER.startswith(start):
             raise InvariantBrokenError(f"{self.path.name} is no evidence log", reason="damaged_log")
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, HEADER, 0)
+        self._write((HEADER,), 0)
         os.fsync(self._file)
         _sync_folder(self.path.parent)
 
@@ -160,20 +160,22 @@ class Journal:
                 f"{self.path.name} failed before", reason="log_failed", advice="see to the disk, then restart"
             )
         head = MAGIC + len(payload).to_bytes(4, "big") + sha256(payload).digest()[:16]
-        size = len(head) + len(payload)
         try:
-            written = os.pwritev(self._file, [head, payload], self._end)
-            while written < size:
-                rest = (head + payload)[written:]
-                written += os.pwrite(self._file, rest, self._end + written)
+            self._write((head, payload), self._end)
             os.fsync(self._file)
         except OSError as error:
             # What reached the disk is not known, and a second fsync would not tell.
             self._failed = True
             raise self._unavailable(error) from error
         places = list(_places(payload, self._end + FRAME_BYTES))
-        self._end += size
+        self._end += len(head) + len(payload)
         return places
+
+    def _write(self, parts: Sequence[bytes], offset: int) -> None:
+        """Write all of it; the disk may take less at a time, and then the rest is copied."""
+        written = os.pwritev(self._file, parts, offset)
+        while written < sum(map(len, parts)):
+            written += os.pwrite(self._file, b"".join(parts)[written:], offset + written)
 
     def close(self) -> None:
         """Close the file and give up its lock."""

@@ -36,6 +36,18 @@ def test_entries_come_back_in_order(tmp_path: Path) -> None:
     assert held(path) == [b"a", b"bb", b"", b"ccc", b"d"]
 
 
+@pytest.mark.parametrize("least", [1, 7, 30])
+def test_what_the_disk_takes_piece_by_piece_is_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    pwrite = os.pwrite
+    with monkeypatch.context() as short:
+        short.setattr(os, "pwritev", lambda fd, parts, at: pwrite(fd, b"".join(parts)[:least], at))
+        short.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:least], at))
+        write(tmp_path / "log", [b"first" * 20], [b"second"])
+    assert held(tmp_path / "log") == [b"first" * 20, b"second"]
+
+
 def test_a_log_torn_anywhere_keeps_what_was_acknowledged_and_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "log"
     write(path, [b"first"])
