@@ -100,7 +100,7 @@ class BusBase:
         signer = BatchSigner(key.signer, self.metrics, threads=self._agents_threads if ids else None)
         for spiffe_id in ids:
             self._signers[str(spiffe_id)] = signer
-        if getattr(self, "_connection", None) is not None:
+        if self._connection is not None:
             self.spawn(signer.run(), "signer")
         return signer
 

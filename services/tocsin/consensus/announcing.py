@@ -64,7 +64,7 @@ def _verifier_of(bus: Bus, key_id: bytes) -> Verifier | None:
 def announcement(
     end: End, certificate: bytes, digest: bytes, now_ns: int, me: str, key_of: KeyOf
 ) -> DecisionAnnounced:
-    """Return what instance ``me`` publishes of a decision, and of the certificate with this SHA-256."""
+    """Return what instance ``me`` publishes of a decision, with its certificate and the SHA-256, or both empty."""
     key_ids = {end.epoch.instances[who].key_id for who in (*end.commit.votes, me)} | {end.proposal.key_id}
     quorum = end.committee.quorum
     elapsed_ns = now_ns - end.proposal.envelope.content.issued_at
@@ -74,7 +74,7 @@ def announcement(
         outcome=end.outcome,
         why=end.why,
         option=None if end.ballots is None else end.opening.question.options[end.ballots.option],
-        certificate=digest if certificate else None,
+        certificate=digest or None,
         certificate_bytes=len(certificate),
         object_name=end.decision.hex() if certificate else None,
         round=end.opening.question.round,

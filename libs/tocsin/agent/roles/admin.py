@@ -67,15 +67,6 @@ _Target = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Proposed:
-    """A proposal of ours that was sent."""
-
-    command: Command
-    case: bytes
-    """The incident, or the alert with the operator's wish."""
-
-
-@dataclass(frozen=True, slots=True)
 class Asked:
     """Who asked for a response."""
 
@@ -256,7 +247,8 @@ class Admin(Agent):
         super().__init__(name)
         self._deadline_ms = deadline_ms
         self._docket = Docket()
-        self._sent: Memory[bytes, Proposed] = Memory(MAX_PROPOSALS)
+        self._sent: Memory[bytes, Command] = Memory(MAX_PROPOSALS)
+        """What was proposed, by decision."""
         self._early: Memory[bytes, DecisionAnnounced] = Memory(MAX_PROPOSALS)
         """Outcomes of others' proposals, and of ours that were decided before we knew their id."""
         self._proposed: Memory[bytes, None] = Memory(MAX_PROPOSALS)
@@ -397,9 +389,9 @@ class Admin(Agent):
         log.info("proposed", decision=sent.leaf.hex(), action=action, **about)
         if command is None:
             return
-        self._sent.keep(sent.leaf, Proposed(command, case))
+        self._sent.keep(sent.leaf, command)
         if (early := self._early.take(sent.leaf)) is not None and self._sent.take(sent.leaf) is not None:
-            await self._conclude(Proposed(command, case), early)
+            await self._conclude(command, early)
 
     async def _send_proposal(self, make: Callable[[bytes], Proposal]) -> Sent:
         epoch = await self._epoch()
@@ -418,11 +410,11 @@ class Admin(Agent):
 
         return await patiently(attempt, within_s=EPOCH_WITHIN_S)
 
-    async def _conclude(self, proposed: Proposed, announced: DecisionAnnounced) -> None:
+    async def _conclude(self, proposed: Command, announced: DecisionAnnounced) -> None:
         """Order what was decided: the announcement's option is proven by the commit that it brings."""
         option = announced.option if announced.outcome is Outcome.DECIDED else None
         command = None if option is None else option.command
-        self._docket.ended(proposed.command, command, now_ns=self.host.now_ns())
+        self._docket.ended(proposed, command, now_ns=self.host.now_ns())
         if command is None or announced.certificate is None:
             about = {
                 "agent": self.name,
